@@ -1,0 +1,3 @@
+"""Inferloom: many language models behind one API."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""ModelRunner and its implementations."""

@@ -1,0 +1,29 @@
+"""What a worker is started with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from inferloom.formats.checkpoint import Checkpoint
+
+
+class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a worker needs to know to host its model. Travels once, as JSON, to the forkserver."""
+
+    model: str
+    driver: Literal["native", "dummy"]
+    checkpoint: Checkpoint | None = None  # None: a dummy without a source
+    device: tuple[str, ...] = ("cpu",)
+    dtype: str = "auto"  # of the weights: auto, float32, bfloat16, float16
+    activation_dtype: str = "bfloat16"
+    threads: int = 0  # 0: as many as the process may use
+    max_model_len: int | None = None
+    max_batch_size: int = 512
+    max_batch_tokens: int = 10240
+    kv_budget_bytes: int = 2 << 30
+    batch_policy: Literal["adaptive", "eager", "greedy"] = "adaptive"
+    prefix_cache: bool = True
+    trust_remote_code: bool = False
+    options: dict[str, Any] = {}  # of the dummy driver
