@@ -1,0 +1,66 @@
+# Everything one does with a checkout. `make` alone lists it.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12 serve` names one.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+            if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+# What `make serve` serves; `make serve MODELS="-m Qwen/Qwen3-0.6B" PORT=9000` serves something else.
+MODELS ?= -m smollm2 -m minilm
+PORT   ?= 8080
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.serve ## serve the two starter models on 127.0.0.1:8080 (sets everything up first)
+	@exec $(BIN)/inferloom serve $(MODELS) --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev ## lint, then every test (ARGS="tests/engine -x" narrows it)
+	@$(MAKE) --no-print-directory lint; linted=$$?; \
+	$(BIN)/python -m pytest $(ARGS); tested=$$?; \
+	if [ $$linted -ne 0 ]; then echo "make lint failed: see above the tests"; fi; \
+	exit $$(( linted | tested ))
+
+lint: $(VENV)/.dev ## ruff, mypy and the order of the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## let ruff format and fix the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## run every snippet of README.md and docs/ against a real server
+	$(BIN)/python -m pytest tests/docs $(ARGS)
+
+bench: $(VENV)/.dev ## the benchmarks, beside peers started in the same run (about half an hour)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/engine.py
+
+clean: ## remove the virtual environments and every cache of this checkout
+	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The stamps are older than pyproject.toml after its dependencies change: then pip runs again.
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "error: no Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3.12 serve" >&2; exit 1; fi
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	@echo "installing inferloom into $(VENV) (the first time this takes a minute or two)"
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing inferloom and what its tests need into $(VENV)"
+	@$(PIP) install -e '.[dev]'
+	@touch $@ $(VENV)/.serve

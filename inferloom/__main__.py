@@ -1,0 +1,5 @@
+"""`python -m inferloom` is `inferloom`."""
+
+from inferloom.cli.app import main
+
+main()
