@@ -1,0 +1,154 @@
+"""From a checkpoint on disk to something that answers: `load`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inferloom.errors import InvalidFormat, LoadFailed, Unsupported
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.kernels.reference import ReferenceKernels
+from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
+from inferloom.models.decoder import Decoder
+from inferloom.models.decoder_weights import read_decoder
+from inferloom.models.spec import DECODER_FAMILIES, DecoderSpec, architecture_of, unknown_architecture
+from inferloom.models.tensors import TensorReader
+from inferloom.types import ModelCard
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    activation_dtype: str = "bfloat16",
+    device: str = "cpu",
+    max_model_len: int | None = None,
+) -> Executor | Embedder:
+    """Map the weights and build the model. Nothing is copied where `dtype` is the checkpoint's and `activation_dtype`
+    equals it.
+
+    `dtype`: of the weights: auto (as in the checkpoint), float32, bfloat16, float16. `activation_dtype`: of the
+    arithmetic, and of the KV pages. `max_model_len`: at most the checkpoint's own, which is the default.
+    Raises `InvalidFormat`, `Unsupported`, `LoadFailed`, `OutOfMemory`.
+    """
+    place = _device(device)
+    config = read_json(Path(checkpoint.folder) / "config.json")
+    architecture = architecture_of(config)
+    if architecture in DECODER_FAMILIES:
+        return _load_decoder(checkpoint, config, dtype, activation_dtype, place, max_model_len)
+    raise unknown_architecture(architecture)
+
+
+def _load_decoder(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    dtype: str,
+    activation_dtype: str,
+    device: torch.device,
+    max_model_len: int | None,
+) -> Executor:
+    spec = DecoderSpec.from_config(config)
+    compute = _dtype(activation_dtype, "activation_dtype")
+    kernels = ReferenceKernels()
+    reader = TensorReader(
+        open_weights(checkpoint),
+        dtype=compute,
+        stored=None if dtype == "auto" else _dtype(dtype, "dtype"),
+        device=device,
+    )
+    weights = read_decoder(spec, reader, kernels)
+    card = ModelCard(
+        kind="generate",
+        architecture=spec.architecture,
+        parameters=reader.parameters,
+        format=checkpoint.format,
+        dtype=activation_dtype,
+        max_model_len=_length(max_model_len, spec.max_positions),
+        vocab_size=spec.vocab_size,
+        has_chat_template=_has_chat_template(checkpoint),
+        weight_bytes=reader.weight_bytes,
+        page_size=PAGE_SIZE,
+    )
+    return Decoder(spec, weights, kernels=kernels, card=card, dtype=compute, device=device)
+
+
+def _has_chat_template(checkpoint: Checkpoint) -> bool:
+    folder = Path(checkpoint.tokenizer_folder or checkpoint.folder)
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("chat_template"))
+
+
+def _length(asked: int | None, own: int) -> int:
+    if asked is None:
+        return own
+    if asked > own:
+        raise LoadFailed(
+            f"max_model_len is {asked}, but the checkpoint's positions end at {own}; lower it or leave it out"
+        )
+    return asked
+
+
+def _dtype(name: str, key: str) -> torch.dtype:
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise Unsupported(
+            f"{key} {name!r}", f"weights and arithmetic are one of {', '.join(DTYPES)}"
+        ) from None
+
+
+def _device(name: str) -> torch.device:
+    """The torch device of that name; raises `LoadFailed` where it is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LoadFailed(
+            f"device {name} is not available: no device type of that name; use cpu or cuda:N"
+        ) from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise LoadFailed(f"device {name} is not available: this engine runs on cpu and cuda:N")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        seen = (
+            f"{count} CUDA devices are visible"
+            if count
+            else "no CUDA device is visible to this installation of torch"
+        )
+        raise LoadFailed(
+            f"device {name} is not available: {seen}; set [model.driver] device to cpu or to one that is there"
+        )
+    return device
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the checkpoint; raises `InvalidFormat`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidFormat(f"{path.name} is missing from {path.parent}") from None
+    except (OSError, ValueError) as error:
+        raise InvalidFormat(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidFormat(f"{path} holds no JSON object")
+    return value
+
+
+def open_weights(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in checkpoint.weights:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensors[name] = file.get_tensor(name)
+    return tensors

@@ -1,0 +1,88 @@
+"""Taking a checkpoint's tensors one by one, and complaining by name about what is missing, misshapen or left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from inferloom.errors import InvalidFormat
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class TensorReader:
+    """Hands out tensors in the dtype the model computes in: the mapped view itself where that is already so.
+
+    `stored` is the dtype the operator asked the weights to have (None: the checkpoint's): values are rounded to it first.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        dtype: torch.dtype,
+        stored: torch.dtype | None,
+        device: torch.device,
+        prefix: str = "",
+    ) -> None:
+        self.parameters = 0
+        self.weight_bytes = 0
+        self._tensors = tensors
+        self._dtype = dtype
+        self._stored = stored
+        self._device = device
+        self._prefix = prefix
+        self._taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._tensors
+
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor of that name and shape, in `dtype` (None: the compute dtype), on the model's device."""
+        full = self._prefix + name
+        try:
+            tensor = self._tensors[full]
+        except KeyError:
+            raise InvalidFormat(f"the tensor {full} {list(shape)} is missing from the checkpoint") from None
+        if tuple(tensor.shape) != shape:
+            raise InvalidFormat(
+                f"the tensor {full} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
+            )
+        if tensor.dtype not in _FLOATS:
+            raise InvalidFormat(
+                f"the tensor {full} is {str(tensor.dtype).removeprefix('torch.')}, not a float type"
+            )
+        if full not in self._taken:
+            self._taken.add(full)
+            self.parameters += tensor.numel()
+        if self._stored is not None:
+            tensor = tensor.to(self._stored)
+        tensor = tensor.to(self._device, dtype or self._dtype)
+        self.weight_bytes += tensor.nbytes
+        return tensor
+
+    def finish(self, *, ignore: Sequence[str] = ()) -> None:
+        """Raise `InvalidFormat` if tensors are left that no part of the model asked for; `ignore` holds patterns."""
+        left = sorted(
+            name
+            for name in self._tensors
+            if name not in self._taken and not any(re.fullmatch(pattern, name) for pattern in ignore)
+        )
+        if left:
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            raise InvalidFormat(
+                f"the checkpoint holds tensors its config.json does not ask for: {', '.join(left[:5])}{more}"
+            )
+
+
+def stored_dtype(tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The dtype most elements of the checkpoint have."""
+    counts: dict[torch.dtype, int] = {}
+    for name in tensors:
+        tensor = tensors[name]
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    if not counts:
+        raise InvalidFormat("the checkpoint holds no tensors")
+    return max(counts, key=lambda dtype: counts[dtype])
