@@ -1,0 +1,112 @@
+"""Models as a table on the terminal: what a server says of them, or what a configuration declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from inferloom.config.schema import Config, ModelConfig
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as the listing shows it. `bytes` are those of its weights; what is not known is empty or 0."""
+
+    id: str
+    state: str = ""
+    kind: str = ""
+    parameters: int = 0
+    bytes: int = 0
+    source: str = ""
+    driver: str = ""
+    device: str = ""
+    system_prompt: str | None = None
+    default: bool = False
+    reason: str = ""
+
+
+class Column(msgspec.Struct, frozen=True):
+    title: str
+    text: Callable[[ModelRow], str]
+    right: bool = False
+
+
+def human_count(number: int) -> str:
+    """135_000_000 → `135M`: parameters, or bytes with a `B` put behind."""
+    for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= limit:
+            value = number / limit
+            return f"{value:.1f}{unit}" if value < 10 else f"{value:.0f}{unit}"
+    return str(number) if number else ""
+
+
+def _size(row: ModelRow) -> str:
+    return f"{human_count(row.bytes)}B" if row.bytes else ""
+
+
+def _state(row: ModelRow) -> str:
+    return f"{row.state}: {row.reason}" if row.reason else row.state
+
+
+_ID = Column("ID", lambda row: f"{row.id} *" if row.default else row.id)
+_STATE = Column("STATE", _state)
+_KIND = Column("KIND", lambda row: {"generate": "chat", "embed": "embeddings"}.get(row.kind, row.kind))
+_PARAMETERS = Column("PARAMETERS", lambda row: human_count(row.parameters), right=True)
+_SIZE = Column("SIZE", _size, right=True)
+_SOURCE = Column("SOURCE", lambda row: row.source)
+_PROMPT = Column("SYSTEM PROMPT", lambda row: row.system_prompt or "")
+_DRIVER = Column("DRIVER", lambda row: row.driver)
+_DEVICE = Column("DEVICE", lambda row: row.device)
+
+LIST_COLUMNS = (_ID, _STATE, _KIND, _PARAMETERS, _SIZE, _SOURCE, _PROMPT)
+PLAN_COLUMNS = (_ID, _STATE, _KIND, _DRIVER, _DEVICE, _SIZE, _SOURCE, _PROMPT)
+
+
+def table(rows: Sequence[ModelRow], columns: Sequence[Column]) -> str:
+    """Rows under their titles, columns wide enough for their longest text; columns without any text are left out."""
+    cells = [[column.text(row) for row in rows] for column in columns]
+    shown = [(column, texts) for column, texts in zip(columns, cells, strict=True) if any(texts)]
+    widths = [max(map(len, [column.title, *texts])) for column, texts in shown]
+    lines = []
+    for index in range(-1, len(rows)):
+        texts = [column.title if index < 0 else texts[index] for column, texts in shown]
+        padded = [
+            text.rjust(width) if column.right else text.ljust(width)
+            for text, width, (column, _) in zip(texts, widths, shown, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def declared(model: ModelConfig, config: Config) -> ModelRow:
+    """A configured model without a server: whether its weights are here, and how large they are."""
+    from inferloom.formats.prepare import locate
+    from inferloom.sources.table import SHORT_NAMES
+
+    source = model.weights or ""
+    short = SHORT_NAMES.get(source)
+    checkpoint = locate(source, tokenizer=model.tok_model_id) if source else None
+    size = sum(Path(path).stat().st_size for path in checkpoint.weights) if checkpoint else 0
+    if not source:
+        state = "scripted"
+    elif checkpoint is not None:
+        state = "on disk"
+    else:
+        state = "to be fetched"
+        size = short.size_bytes if short is not None else 0
+    if short is not None:
+        kind: str = short.kind
+    else:
+        kind = str(model.driver.options.get("kind", "generate")) if model.driver.type == "dummy" else ""
+    return ModelRow(
+        id=model.name,
+        state=state,
+        kind=kind,
+        bytes=size,
+        source=source,
+        driver=model.driver.type,
+        device=",".join(model.driver.device),
+        system_prompt=model.system_prompt or (short.system_prompt if short is not None else None),
+        default=model.name == (config.server.default_model or config.model[0].name),
+    )

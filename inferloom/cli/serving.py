@@ -1,0 +1,111 @@
+"""From a configuration to a server on the terminal: check it, show it, or fetch what is missing and run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from inferloom import __version__
+from inferloom.cli.fetch import fetch, missing
+from inferloom.cli.listing import PLAN_COLUMNS, declared, table
+from inferloom.config.schema import Config, ModelConfig
+
+if TYPE_CHECKING:
+    from inferloom.catalog.catalog import Catalog
+
+QUESTION = "What is the capital of France?"
+POLL_SECONDS = 0.02
+
+
+def check(config: Config) -> None:
+    """Say that the configuration is right; a wrong one raised before it came here."""
+    count = len(config.model)
+    print(f"the configuration is valid: {count} model{'' if count == 1 else 's'}")
+
+
+def plan(config: Config) -> None:
+    """Print what would be served, without loading or fetching anything."""
+    print(f"would serve on {address(config)}")
+    print(table([declared(model, config) for model in config.model], PLAN_COLUMNS))
+
+
+def run(config: Config) -> int:
+    """Serve until a signal ends it; the exit code."""
+    fetch(missing(config))
+    from inferloom.gateway.server import serve
+
+    announcements: set[asyncio.Task[None]] = set()
+
+    def listening(catalog: Catalog) -> None:
+        print(banner(config), flush=True)
+        task = asyncio.get_running_loop().create_task(announce(catalog))
+        announcements.add(task)
+        task.add_done_callback(announcements.discard)
+
+    return serve(config, on_ready=listening)
+
+
+def address(config: Config) -> str:
+    """The URL at which this machine reaches the server."""
+    host = config.server.host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{config.server.port}"
+
+
+def banner(config: Config) -> str:
+    """The first lines on the terminal: what is served, where, and a request to try."""
+    default = config.server.default_model or config.model[0].name
+    width = max(len(model.name) for model in config.model)
+    lines = [f"inferloom {__version__} serves on {address(config)}"]
+    for model in config.model:
+        notes = [note for note, true in (("default", model.name == default), ("lazy", model.lazy)) if true]
+        suffix = f"  ({', '.join(notes)})" if notes else ""
+        lines.append(f"  {model.name:<{width}}  {model.weights or model.driver.type}{suffix}")
+    return "\n".join([*lines, "try:", f"  {example(config, default)}"])
+
+
+def example(config: Config, model: str) -> str:
+    """A curl that works as it stands, for the default model's kind."""
+    if is_embedder(
+        next(entry for entry in config.model if model in (entry.name, *entry.aliases, entry.weights))
+    ):
+        path = "embeddings"
+        payload: dict[str, Any] = {"model": model, "input": QUESTION}
+    else:
+        path = "chat/completions"
+        payload = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
+    key = " -H 'Authorization: Bearer '\"$INFERLOOM_API_KEY\"" if config.server.api_keys else ""
+    return (
+        f"curl {address(config)}/v1/{path}{key} -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(payload, ensure_ascii=False).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}'"
+    )
+
+
+def is_embedder(model: ModelConfig) -> bool:
+    """Whether the table of short names, or the dummy's option, says that a model makes embeddings."""
+    from inferloom.sources.table import SHORT_NAMES
+
+    if model.driver.type == "dummy":
+        return model.driver.options.get("kind") == "embed"
+    short = SHORT_NAMES.get(model.weights or "")
+    return short is not None and short.kind == "embed"
+
+
+async def announce(catalog: Catalog) -> None:
+    """Say of every model once when it is ready or has failed; ends when nothing is left to say."""
+    waiting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
+    began = time.monotonic()
+    while waiting:
+        for name in sorted(waiting):
+            status = catalog.status(name)
+            if status.state == "ready":
+                print(f"{name} ready in {time.monotonic() - began:.2f} s", flush=True)
+            elif status.state == "failed":
+                print(f"{name} failed to load: {status.reason}", file=sys.stderr, flush=True)
+            else:
+                continue
+            waiting.discard(name)
+        await asyncio.sleep(POLL_SECONDS)
