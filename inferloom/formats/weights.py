@@ -1,0 +1,152 @@
+"""A checkpoint's tensors as views of the mapped files: nothing is copied, and reloading is mapping. Workers only."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+
+from inferloom.errors import InvalidFormat, LoadFailed
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.safetensors_file import TensorHeader, read_header
+
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
+}  # fmt: skip
+
+
+class OpenFile(msgspec.Struct, frozen=True):
+    """A weights file that is held open: whoever watches it compares `size` (bytes) and `mtime_ns` with its state."""
+
+    path: str
+    fd: int
+    size: int
+    mtime_ns: int
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file at `path` is still the one that was opened, as it was then."""
+        try:
+            held, there = os.fstat(self.fd), os.stat(self.path)  # noqa: PTH116
+        except OSError:
+            return False
+        same = (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+        return same and (held.st_size, held.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """Tensors by name. They are read-only views of file mappings: writing to one ends the process."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], files: list[OpenFile]) -> None:
+        self._tensors = tensors
+        self.files = files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
+
+    def close(self) -> None:
+        """Let go of the tensors and the descriptors; a mapping goes with the last tensor that uses it."""
+        self._tensors.clear()
+        for file in self.files:
+            os.close(file.fd)
+        self.files.clear()
+
+
+def open_weights(checkpoint: Checkpoint) -> Weights:
+    """Map the weights of `checkpoint`. dtypes are the files'; nothing is read before it is used.
+
+    Raises `InvalidFormat` for a damaged file or one that holds more than tensors, `LoadFailed` for one that cannot be
+    opened.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    files: list[OpenFile] = []
+    try:
+        for name in checkpoint.weights:
+            file = _open(name)
+            files.append(file)
+            for key, tensor in (_pickled(file) if checkpoint.format == "pytorch" else _mapped(file)).items():
+                if key in tensors:
+                    raise InvalidFormat(f"the tensor {key!r} is in two files of {checkpoint.folder}.")
+                tensors[key] = tensor
+    except BaseException:
+        for file in files:
+            os.close(file.fd)
+        raise
+    return Weights(tensors, files)
+
+
+def _open(path: str) -> OpenFile:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LoadFailed(f"the weights file {path} cannot be opened: {error.strerror}.") from error
+    status = os.fstat(descriptor)
+    return OpenFile(path, descriptor, status.st_size, status.st_mtime_ns)
+
+
+def _mapped(file: OpenFile) -> dict[str, torch.Tensor]:
+    header = read_header(Path(file.path), descriptor=file.fd)
+    mapping = mmap.mmap(file.fd, file.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*not writable.*"
+        )  # that nobody can write to them is the point
+        return {name: _view(mapping, tensor) for name, tensor in header.tensors.items()}
+
+
+def _view(mapping: mmap.mmap, header: TensorHeader) -> torch.Tensor:
+    dtype = _DTYPES.get(header.dtype)
+    if dtype is None:
+        raise InvalidFormat(
+            f"the tensor {header.name!r} has the dtype {header.dtype}, which is not run by this version."
+        )
+    if header.size == 0:
+        return torch.empty(header.shape, dtype=dtype)
+    count = header.size // dtype.itemsize
+    if header.offset % dtype.itemsize:  # old writers did not align; an unaligned view is undefined behaviour
+        start = header.offset
+        return torch.frombuffer(bytearray(mapping[start : start + header.size]), dtype=dtype).view(
+            header.shape
+        )
+    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=header.offset).view(header.shape)
+
+
+def _pickled(file: OpenFile) -> dict[str, torch.Tensor]:
+    name = Path(file.path).name
+    loaded: object = None
+    try:
+        with contextlib.suppress(RuntimeError):  # the format before zip files cannot be mapped
+            loaded = torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
+        if loaded is None:
+            loaded = torch.load(file.path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InvalidFormat(
+            f"{name} holds more than tensors, which could be code; it is not loaded."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InvalidFormat(f"{name} cannot be read: {error}.") from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()
+    ):
+        raise InvalidFormat(f"{name} is not a table of tensors.")
+    return loaded
