@@ -1,0 +1,406 @@
+"""The engine: requests in, tokens out, one `step` at a time. Synchronous, single-threaded, knows no sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from inferloom.engine.grammar import Compiler, GrammarError, Masker, Matcher
+from inferloom.engine.messages import Generate, Rejected, SequenceStep, Stats
+from inferloom.engine.pages import PagePool
+from inferloom.engine.penalties import Penalties
+from inferloom.engine.policy import PolicyName, make_policy
+from inferloom.engine.prefix_cache import PrefixCache
+from inferloom.engine.sampler import Draw, Mask, Sampled, logprobs, sample
+from inferloom.engine.scheduler import Plan, Scheduler
+from inferloom.engine.sequence import Request, Sequence
+from inferloom.engine.validation import refusal
+from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
+from inferloom.types import FinishReason
+
+# Logits of a scored prompt (`prompt_logprobs`) are held for a step: rows × vocabulary × 4 bytes stay below this.
+_SCORED_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class _Scored:
+    """Rows first … first + count of the logits belong to prompt positions from `position` on."""
+
+    sequence: Sequence
+    first: int
+    position: int
+    count: int
+
+
+class Engine:
+    """Continuous batching over one executor.
+
+    `submit` and `cancel` take effect with the next `step`; `step` computes one ragged batch and returns what every choice gained;
+    `rejections` returns requests that cannot run. While `has_work` is false a step would do nothing: the caller
+    waits for its socket, for `wake` (called from another thread when a grammar is compiled), and until `deadline`.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        pages: int,
+        max_batch_tokens: int = 10240,
+        max_batch_size: int = 512,
+        max_model_len: int | None = None,
+        batch_policy: PolicyName = "adaptive",
+        prefix_cache: bool = True,
+        tokenizer_json: str | None = None,
+        eos_token_ids: Iterable[int] = (),
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Allocates `pages` pages of KV (raises `OutOfMemory`).
+
+        `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the attribute.
+        `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the model's end tokens, with
+        which a grammar ends; other requests bring theirs in `stop_token_ids`.
+        """
+        executor.allocate_kv(pages)
+        self._executor = executor
+        self._clock = clock
+        self.max_model_len = min(max_model_len or executor.card.max_model_len, pages * PAGE_SIZE)
+        self._pool = PagePool(pages)
+        self._cache = PrefixCache(self._pool) if prefix_cache else None
+        self._policy = make_policy(batch_policy)
+        self._scheduler = Scheduler(
+            self._pool,
+            self._cache,
+            self._policy,
+            max_batch_tokens=max_batch_tokens,
+            max_batch_size=max_batch_size,
+            max_logit_rows=max(16, _SCORED_BYTES // (4 * executor.vocab_size)),
+            page_size=PAGE_SIZE,
+        )
+        ends = frozenset(eos_token_ids)
+        self._masker = Masker(executor.vocab_size, ends=ends)
+        self._compiler = (
+            Compiler(tokenizer_json, vocab_size=executor.vocab_size, ends=ends, wake=wake, clock=clock)
+            if tokenizer_json is not None
+            else None
+        )
+        self._requests: dict[int, Request] = {}
+        self._compiling: dict[int, Request] = {}
+        self._finished: list[SequenceStep] = []  # known without a forward pass
+        self._rejected: list[Rejected] = []
+        self._numbers = 0
+        self._totals = Stats(0)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def submit(self, spec: Generate) -> None:
+        """Queue a request. One that can never run shows up in `rejections`."""
+        refused = refusal(
+            spec,
+            max_model_len=self.max_model_len,
+            vocab_size=self._executor.vocab_size,
+            has_grammars=self._compiler is not None,
+        )
+        if refused is not None:
+            self._rejected.append(refused)
+            return
+        self._numbers += 1
+        self._totals.prompt_tokens += len(spec.prompt)
+        request = Request(
+            spec=spec,
+            arrival=self._totals.steps,
+            number=self._numbers,
+            stops=frozenset(spec.stop_token_ids),
+            live=set(range(spec.n)),
+            prompt_logprobs=[(None, [])] if spec.prompt_logprobs else None,
+        )
+        if spec.max_tokens == 0 and not (spec.prompt_logprobs and len(spec.prompt) > 1):
+            self._finished += [self._without_tokens(request, choice) for choice in range(spec.n)]
+            return
+        self._requests[spec.id] = request
+        if spec.grammar is None:
+            self._start(request, None)
+            return
+        assert self._compiler is not None
+        matcher = self._compiler.compile(spec.id, spec.grammar)
+        if matcher is None:
+            self._compiling[spec.id] = request
+        else:
+            self._start(request, matcher)
+
+    def cancel(self, id: int, choice: int = -1) -> None:
+        """End a request, or one of its choices; unknown ones are ignored. Nothing more is reported of them."""
+        request = self._requests.get(id)
+        if request is None:
+            return
+        request.live = set() if choice < 0 else request.live - {choice}
+        if not request.live:
+            self._requests.pop(id)
+            self._compiling.pop(id, None)
+        for sequence in list(request.sequences):
+            gone = sequence.choice not in request.live if request.forked else not request.live
+            if gone:
+                self._scheduler.remove(sequence)
+                request.sequences.remove(sequence)
+
+    def rejections(self) -> list[Rejected]:
+        """Requests refused since the last call."""
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def flush(self) -> None:
+        """Drop the prefix cache."""
+        if self._cache is not None:
+            self._cache.clear()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something now."""
+        return bool(
+            self._finished
+            or self._scheduler.running
+            or self._scheduler.waiting
+            or (self._compiler is not None and self._compiler.has_results)
+        )
+
+    @property
+    def deadline(self) -> float | None:
+        """With `has_work` false: when (of `clock`) to call `step` anyway, because a grammar compiles too long."""
+        return self._compiler.deadline if self._compiler is not None and self._compiling else None
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that are not finished, those whose grammar is being compiled included."""
+        return len(self._requests)
+
+    def stats(self, id: int = 0) -> Stats:
+        totals = self._totals
+        return Stats(
+            id=id,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting) + len(self._compiling),
+            pages_total=self._pool.total,
+            pages_free=self._pool.free,
+            pages_cached=self._pool.idle,
+            prompt_tokens=totals.prompt_tokens,
+            prompt_tokens_computed=totals.prompt_tokens_computed,
+            prompt_tokens_cached=totals.prompt_tokens_cached,
+            generated_tokens=totals.generated_tokens,
+            preemptions=self._scheduler.preemptions,
+            steps=totals.steps,
+        )
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[SequenceStep]:
+        """Compute one batch. Returns what each choice gained; those with a `finish` are done."""
+        self._collect_grammars()
+        steps, self._finished = self._finished, []
+        plan = self._scheduler.schedule()
+        if not plan.chunks:
+            return steps
+        started = self._clock()
+        for source, target in plan.copies:
+            self._executor.copy_page(source, target)
+        batch, scored, ready = self._batch(plan)
+        logits = self._executor.forward(batch)
+        self._account(plan)
+        for span in scored:
+            self._score_prompt(span, logits)
+        steps += self._sample(ready, logits)
+        self._policy.observe(
+            prompt_tokens=sum(count for _, count in plan.chunks if count > 1),
+            decoding=sum(count == 1 for _, count in plan.chunks),
+            seconds=self._clock() - started,
+        )
+        return steps
+
+    def _batch(self, plan: Plan) -> tuple[RaggedBatch, list[_Scored], list[tuple[Sequence, int]]]:
+        """The ragged batch, the prompt rows to score, and (sequence, row of logits) of those that get a token."""
+        batch = RaggedBatch([], [], [0], [], [], [])
+        scored: list[_Scored] = []
+        ready: list[tuple[Sequence, int]] = []
+        for sequence, count in plan.chunks:
+            start, end = sequence.computed, sequence.computed + count
+            row = len(batch.token_ids) - start  # add a position to get its row
+            batch.token_ids.extend(sequence.tokens[start:end])
+            batch.positions.extend(range(start, end))
+            batch.starts.append(len(batch.token_ids))
+            batch.context_lens.append(end)
+            batch.page_tables.append(sequence.pages[: -(-end // PAGE_SIZE)])
+            if sequence.awaits_prompt_logprobs:
+                first = max(start, sequence.first_logit)
+                last = min(end, sequence.prompt_len - 1)
+                if last > first:
+                    scored.append(_Scored(sequence, len(batch.logit_rows), first, last - first))
+                    batch.logit_rows.extend(range(row + first, row + last))
+            if end == len(sequence.tokens):
+                ready.append((sequence, len(batch.logit_rows)))
+                batch.logit_rows.append(row + end - 1)
+        return batch, scored, ready
+
+    def _account(self, plan: Plan) -> None:
+        totals = self._totals
+        totals.steps += 1
+        for sequence, count in plan.chunks:
+            request = sequence.request
+            if request.cached_tokens is None:
+                request.cached_tokens = sequence.computed
+                totals.prompt_tokens_cached += sequence.computed
+            totals.prompt_tokens_computed += max(0, min(count, sequence.prompt_len - sequence.computed))
+            self._scheduler.computed(sequence, count)
+
+    @torch.inference_mode()
+    def _score_prompt(self, span: _Scored, logits: torch.Tensor) -> None:
+        request = span.sequence.request
+        assert request.prompt_logprobs is not None
+        targets = request.spec.prompt[span.position + 1 : span.position + 1 + span.count]
+        scores = torch.log_softmax(logits[span.first : span.first + span.count], dim=-1)
+        request.prompt_logprobs += logprobs(scores, targets, [request.spec.logprobs] * span.count)
+
+    def _sample(self, ready: list[tuple[Sequence, int]], logits: torch.Tensor) -> list[SequenceStep]:
+        steps: list[SequenceStep] = []
+        draws: list[Draw] = []
+        turns: list[
+            tuple[Sequence, list[int]]
+        ] = []  # whose draws these are, in order: one choice, or all at once
+        for sequence, row in ready:
+            request = sequence.request
+            # The first tokens of all choices are drawn from one row of logits: their prompt is the same.
+            choices = [sequence.choice] if request.forked else sorted(request.live)
+            if request.spec.max_tokens == 0:
+                steps += [self._without_tokens(request, choice) for choice in choices]
+                self._retire(sequence, *choices)
+                continue
+            turns.append((sequence, choices))
+            draws += [
+                Draw(
+                    row=row,
+                    sampling=request.spec.sampling,
+                    choice=choice,
+                    position=len(sequence.tokens),
+                    logprobs=request.spec.logprobs,
+                    penalties=sequence.penalties,
+                )
+                for choice in choices
+            ]
+        if not draws:
+            return steps
+        drawn = iter(sample(logits, draws, self._mask(turns)))
+        for sequence, choices in turns:
+            if sequence.request.forked:
+                steps.append(self._extend(sequence, next(drawn)))
+            else:
+                steps += self._fork(sequence, choices, [next(drawn) for _ in choices])
+        return steps
+
+    def _mask(self, turns: list[tuple[Sequence, list[int]]]) -> Mask | None:
+        draws: list[int] = []
+        matchers: list[Matcher] = []
+        stops: list[frozenset[int]] = []
+        draw = 0
+        for sequence, choices in turns:
+            if sequence.matcher is not None:
+                draws += range(draw, draw + len(choices))
+                matchers += [sequence.matcher] * len(choices)
+                stops += [sequence.request.stops] * len(choices)
+            draw += len(choices)
+        return Mask(draws, self._masker.allowed(matchers, stops)) if draws else None
+
+    def _fork(self, parent: Sequence, choices: list[int], drawn: list[Sampled]) -> list[SequenceStep]:
+        """The prompt is computed: every choice goes its own way from here, the first on the sequence there is."""
+        request = parent.request
+        request.forked = True
+        parent.choice = choices[0]
+        family = [parent]
+        for choice in choices[1:]:
+            child = self._sequence(request, choice, parent.matcher)
+            self._scheduler.fork(parent, child)
+            family.append(child)
+        return [self._extend(sequence, draw) for sequence, draw in zip(family, drawn, strict=True)]
+
+    def _extend(self, sequence: Sequence, draw: Sampled) -> SequenceStep:
+        """Give a sequence its sampled token, and see whether that ends it."""
+        request = sequence.request
+        first = sequence.generated == 0
+        is_text, finish = _judge(sequence, draw.token)
+        if is_text:
+            sequence.tokens.append(draw.token)
+            self._totals.generated_tokens += 1
+            if sequence.penalties is not None:
+                sequence.penalties.add(draw.token)
+            if finish is None and sequence.generated >= request.spec.max_tokens:
+                finish = "length"
+        step = SequenceStep(request.id, sequence.choice, [draw.token] if is_text else [], finish)
+        if is_text and draw.logprob is not None:
+            step.logprobs = [draw.logprob]
+        if first:
+            step.prompt_logprobs = request.prompt_logprobs
+            step.cached_tokens = request.cached_tokens or 0
+        if finish is not None:
+            self._retire(sequence, sequence.choice)
+        return step
+
+    # --- beginnings and ends ----------------------------------------------------------------------------------------
+
+    def _start(self, request: Request, matcher: Matcher | None) -> None:
+        self._scheduler.add(self._sequence(request, min(request.live), matcher))
+
+    def _sequence(self, request: Request, choice: int, matcher: Matcher | None) -> Sequence:
+        spec = request.spec
+        sequence = Sequence(request, choice, list(spec.prompt))
+        sequence.matcher = matcher and matcher.copy()
+        if Penalties.wanted(spec.sampling):
+            sequence.penalties = Penalties(spec.sampling, spec.prompt)
+        request.sequences.append(sequence)
+        return sequence
+
+    def _retire(self, sequence: Sequence, *choices: int) -> None:
+        request = sequence.request
+        self._scheduler.remove(sequence)
+        request.sequences.remove(sequence)
+        request.live.difference_update(choices)
+        if not request.live:
+            del self._requests[request.id]
+
+    def _without_tokens(self, request: Request, choice: int) -> SequenceStep:
+        return SequenceStep(
+            request.id,
+            choice,
+            [],
+            "length",
+            prompt_logprobs=request.prompt_logprobs,
+            cached_tokens=request.cached_tokens or 0,
+        )
+
+    def _collect_grammars(self) -> None:
+        if self._compiler is None or not self._compiling:
+            return
+        for answer in self._compiler.collect():
+            request = self._compiling.pop(answer.owner, None)
+            if request is None:
+                continue  # cancelled meanwhile
+            if isinstance(answer.result, GrammarError):
+                del self._requests[request.id]
+                self._rejected.append(
+                    Rejected(request.id, "invalid_request", f"the grammar cannot be used: {answer.result}")
+                )
+            else:
+                self._start(request, answer.result)
+
+
+def _judge(sequence: Sequence, token: int) -> tuple[bool, FinishReason | None]:
+    """Whether a sampled token is text, and whether it ends the sequence (−1: there was nothing to sample)."""
+    matcher, stops = sequence.matcher, sequence.request.stops
+    if token < 0:
+        return False, "error"
+    if matcher is None:
+        return (False, "stop") if token in stops else (True, None)
+    if matcher.ends_with(token, stops):
+        return False, "stop"
+    if not matcher.advance(token):
+        return False, "error"
+    return True, "stop" if matcher.complete else None

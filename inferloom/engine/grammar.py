@@ -1,0 +1,241 @@
+"""Grammars: compiled off the step loop, advanced token by token, turned into masks over the vocabulary."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import llguidance
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inferloom.engine.messages import GrammarSpec
+
+COMPILE_SECONDS = 2.0
+COMPILE_AT_ONCE = 2
+COMPILED_KEPT = 64  # pristine matchers, least recently used first to go
+
+# Models write JSON with a blank after separators, or indented. Unbounded white space would let a small model write
+# blanks until its tokens are spent.
+_JSON_WHITESPACE = r"( |\n {0,16})"
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be used; the text is for the user."""
+
+
+class Matcher:
+    """Where one choice stands in its grammar."""
+
+    def __init__(self, inner: llguidance.LLMatcher, *, ends: frozenset[int]) -> None:
+        self.inner = inner
+        self._ends = ends  # the model's end tokens, which stand in the grammar's own masks
+
+    def copy(self) -> Matcher:
+        return Matcher(self.inner.deep_copy(), ends=self._ends)
+
+    def ends_with(self, token: int, stops: frozenset[int]) -> bool:
+        """Whether `token`, which the mask allowed, ends the choice: an end token, or one of the request's stop tokens where
+        the grammar can end. Elsewhere a stop token is text like any other."""
+        return token in self._ends or (token in stops and self.inner.is_accepting())
+
+    def advance(self, token: int) -> bool:
+        """Consume a token; False if the grammar does not allow it (or ran into a limit)."""
+        return bool(self.inner.consume_token(token))
+
+    @property
+    def complete(self) -> bool:
+        """Nothing can follow but the end."""
+        return bool(self.inner.is_stopped())
+
+    @property
+    def error(self) -> str:
+        return str(self.inner.get_error())
+
+
+class Masker:
+    """Masks of several matchers at once, on llguidance's own threads."""
+
+    def __init__(self, vocab_size: int, *, ends: frozenset[int]) -> None:
+        self._vocab_size = vocab_size
+        self._ends = ends
+        self._executor: llguidance.LLExecutor | None = None
+        self._bits: NDArray[np.int32] = np.zeros((0, -(-vocab_size // 32)), dtype=np.int32)
+
+    def allowed(self, matchers: list[Matcher], stops: list[frozenset[int]]) -> torch.Tensor:
+        """bool [len(matchers), vocab]: what may come next. A matcher in error allows nothing."""
+        if len(self._bits) < len(matchers):
+            self._bits = np.zeros((max(8, 2 * len(matchers)), self._bits.shape[1]), dtype=np.int32)
+        bits = self._bits[: len(matchers)]
+        if len(matchers) == 1:
+            matchers[0].inner.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        else:
+            if self._executor is None:
+                self._executor = llguidance.LLExecutor()
+            rows = [(matcher.inner, row) for row, matcher in enumerate(matchers)]
+            self._executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.shape[1] * 4, len(matchers))
+        flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, : self._vocab_size].astype(
+            bool
+        )
+        for row, (matcher, extra) in enumerate(zip(matchers, stops, strict=True)):
+            if matcher.inner.is_error():
+                flags[row] = False
+            elif (own := extra - self._ends) and matcher.inner.is_accepting():
+                flags[row, list(own)] = True
+        return torch.from_numpy(flags)
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    owners: list[int]
+    spec: GrammarSpec
+    started: float | None = None  # set by the thread, once the tokenizer is ready
+    result: Matcher | GrammarError | None = None
+
+
+@dataclass(slots=True)
+class Compiled:
+    """An answer of the compiler, for whoever asked."""
+
+    owner: int
+    result: Matcher | GrammarError
+
+
+@dataclass(slots=True)
+class _Tokenizer:
+    """llguidance's view of the tokenizer, made when the first grammar asks for it."""
+
+    text: str
+    vocab_size: int
+    ends: frozenset[int]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    made: llguidance.LLTokenizer | None = None
+
+    def get(self) -> llguidance.LLTokenizer:
+        with self.lock:
+            if self.made is None:
+                self.made = llguidance.LLTokenizer(
+                    self.text, n_vocab=self.vocab_size, eos_token=sorted(self.ends) or None
+                )
+            return self.made
+
+
+class Compiler:
+    """Compiles grammars in threads: at most two at once, two seconds each, within llguidance's own limits.
+
+    Only the engine's thread calls its methods; compiling threads hand results over through a deque and `wake`.
+    A thread that overruns is left to itself (it is a daemon and llguidance's limits end it): its request is refused.
+    """
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        *,
+        vocab_size: int,
+        ends: frozenset[int],
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = COMPILE_SECONDS,
+    ) -> None:
+        self._tokenizer = _Tokenizer(tokenizer_json, vocab_size, ends)
+        self._ends = ends
+        self._wake = wake
+        self._clock = clock
+        self._seconds = seconds
+        self._queue: deque[_Job] = deque()
+        self._active: list[_Job] = []
+        self._finished: deque[_Job] = deque()
+        self._cached: OrderedDict[GrammarSpec, Matcher] = OrderedDict()
+
+    @property
+    def has_results(self) -> bool:
+        return bool(self._finished)
+
+    @property
+    def deadline(self) -> float | None:
+        """When (of `clock`) `collect` should be called at the latest, even if no thread finishes."""
+        if not self._active:
+            return None
+        return (
+            min(self._clock() if job.started is None else job.started for job in self._active) + self._seconds
+        )
+
+    def compile(self, owner: int, spec: GrammarSpec) -> Matcher | None:
+        """The matcher, if the grammar is known; otherwise `collect` brings the answer for `owner`."""
+        known = self._cached.get(spec)
+        if known is not None:
+            self._cached.move_to_end(spec)
+            return known.copy()
+        for job in (*self._queue, *self._active):
+            if job.spec == spec:
+                job.owners.append(owner)
+                return None
+        self._queue.append(_Job([owner], spec))
+        self._start()
+        return None
+
+    def collect(self) -> Iterable[Compiled]:
+        """What was finished, or given up, since the last call."""
+        answers: list[Compiled] = []
+        while self._finished:
+            job = self._finished.popleft()
+            if job in self._active:  # otherwise it was given up
+                self._active.remove(job)
+                assert job.result is not None
+                if isinstance(job.result, Matcher):
+                    self._remember(job.spec, job.result)
+                answers += self._answers(job, job.result)
+        now = self._clock()
+        for job in [j for j in self._active if j.started is not None and now - j.started >= self._seconds]:
+            self._active.remove(job)
+            late = GrammarError(
+                f"the grammar took longer than {self._seconds:g} s to compile; make it simpler"
+            )
+            answers += self._answers(job, late)
+        self._start()
+        return answers
+
+    def _answers(self, job: _Job, result: Matcher | GrammarError) -> list[Compiled]:
+        return [
+            Compiled(owner, result.copy() if isinstance(result, Matcher) else result) for owner in job.owners
+        ]
+
+    def _remember(self, spec: GrammarSpec, matcher: Matcher) -> None:
+        self._cached[spec] = matcher
+        if len(self._cached) > COMPILED_KEPT:
+            self._cached.popitem(last=False)
+
+    def _start(self) -> None:
+        while self._queue and len(self._active) < COMPILE_AT_ONCE:
+            job = self._queue.popleft()
+            self._active.append(job)
+            threading.Thread(target=self._run, args=(job,), name="grammar", daemon=True).start()
+
+    def _run(self, job: _Job) -> None:
+        try:
+            tokenizer = self._tokenizer.get()
+            job.started = self._clock()
+            inner = llguidance.LLMatcher(tokenizer, grammar_text(job.spec), log_level=0)
+            job.result = (
+                GrammarError(inner.get_error()) if inner.is_error() else Matcher(inner, ends=self._ends)
+            )
+        except (ValueError, RuntimeError) as error:
+            job.result = GrammarError(str(error))
+        self._finished.append(job)
+        self._wake()
+
+
+def grammar_text(spec: GrammarSpec) -> str:
+    """llguidance's own form of a grammar. Raises `ValueError` with its message."""
+    if spec.kind == "json_schema":
+        text = llguidance.LLMatcher.grammar_from_json_schema(
+            spec.value, overrides={"whitespace_pattern": _JSON_WHITESPACE}
+        )
+        return str(text)
+    if spec.kind == "regex":
+        return str(llguidance.LLMatcher.grammar_from_regex(spec.value))
+    return str(llguidance.LLMatcher.grammar_from_lark(spec.value))

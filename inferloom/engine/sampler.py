@@ -1,0 +1,222 @@
+"""The sampler: from the logits of a batch to one token for each draw.
+
+Order, as in transformers: penalties, bias, grammar mask, temperature, top-k, top-p (of what top-k left), min-p.
+A draw's result depends on its own row and its own random number alone: whatever works on several rows at once is either
+element-wise or one of torch's row-wise kernels (softmax, cumsum, topk), never a reduction that is split by the batch's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from inferloom.engine.messages import Logprob, SamplingSpec
+from inferloom.engine.penalties import Penalties
+from inferloom.engine.randomness import uniform
+
+# How many of the best tokens are looked at. A row's sizes depend on the row alone, so that ties fall the same way in any batch.
+_SIZES = (64, 256, 1024, 8192)
+
+
+@dataclass(slots=True)
+class Draw:
+    """One token to sample: from which row of the logits, how, and with which random number."""
+
+    row: int
+    sampling: SamplingSpec
+    choice: int
+    position: int
+    logprobs: int = -1
+    penalties: Penalties | None = None
+
+
+@dataclass(slots=True)
+class Mask:
+    """What grammars allow: bool [len(draws), vocab], True is allowed; `draws` are indices into the list of draws."""
+
+    draws: list[int]
+    allowed: torch.Tensor
+
+
+@dataclass(slots=True)
+class Sampled:
+    """`token` is −1 if the row has no valid distribution (NaN, or nothing allowed)."""
+
+    token: int
+    logprob: Logprob | None = None
+
+
+@torch.inference_mode()
+def sample(logits: torch.Tensor, draws: list[Draw], mask: Mask | None = None) -> list[Sampled]:
+    """One token for each draw. `logits`: float32 [rows, vocab]; they may be changed."""
+    rows = [draw.row for draw in draws]
+    if rows != list(range(logits.shape[0])):
+        logits = logits[torch.tensor(rows, device=logits.device)]
+
+    scored = [i for i, draw in enumerate(draws) if draw.logprobs >= 0]
+    unmodified = torch.log_softmax(logits[scored], dim=-1) if scored else None
+
+    for i, draw in enumerate(draws):
+        if draw.penalties is not None:
+            draw.penalties.apply(logits[i])
+        if draw.sampling.logit_bias:
+            _bias(logits[i], draw.sampling.logit_bias)
+    if mask is not None:
+        _restrict(logits, mask)
+
+    tokens = _choose(logits, draws)
+    sampled = [Sampled(token) for token in tokens]
+    if unmodified is not None:
+        scores = logprobs(
+            unmodified, [max(tokens[i], 0) for i in scored], [draws[i].logprobs for i in scored]
+        )
+        for i, score in zip(scored, scores, strict=True):
+            sampled[i].logprob = score
+    return sampled
+
+
+def logprobs(scores: torch.Tensor, tokens: list[int], counts: list[int]) -> list[Logprob]:
+    """Of row i of log probabilities [n, vocab]: that of tokens[i] and the counts[i] best (−1 and 0: none)."""
+    index = torch.tensor(tokens, device=scores.device)
+    chosen = scores.gather(1, index[:, None])[:, 0].tolist()
+    most = min(max(counts), scores.shape[1])
+    if most < 1:
+        return [(value, []) for value in chosen]
+    best = scores.topk(most, dim=-1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        (value, list(zip(ids[: max(count, 0)], values[: max(count, 0)], strict=True)))
+        for value, count, (ids, values) in zip(chosen, counts, pairs, strict=True)
+    ]
+
+
+def _bias(row: torch.Tensor, bias: dict[int, float]) -> None:
+    ids = torch.tensor(list(bias), device=row.device)
+    row[ids] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
+
+
+def _restrict(logits: torch.Tensor, mask: Mask) -> None:
+    forbidden = ~mask.allowed.to(logits.device)
+    if len(mask.draws) == logits.shape[0]:
+        logits.masked_fill_(forbidden, -torch.inf)
+    else:
+        index = torch.tensor(mask.draws, device=logits.device)
+        logits[index] = logits[index].masked_fill_(forbidden, -torch.inf)
+
+
+def _choose(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
+    best = logits.argmax(dim=-1)
+    tops = logits.gather(1, best[:, None])  # NaN or −inf: not a distribution
+    tokens: list[int] = best.tolist()
+    valid = torch.isfinite(tops[:, 0]).tolist()
+
+    free: list[int] = []  # no top-k, no top-p: the whole vocabulary stays in play
+    truncated: dict[int, list[int]] = {}  # by how many of the best tokens must be looked at first
+    for i, draw in enumerate(draws):
+        if not valid[i]:
+            tokens[i] = -1
+        elif draw.sampling.temperature > 0:
+            size = _first_size(draw.sampling, logits.shape[1])
+            if size is None:
+                free.append(i)
+            else:
+                truncated.setdefault(size, []).append(i)
+    if free:
+        group = _Group.of(logits, tops, draws, free)
+        _store(tokens, free, _draw_free(group))
+    while truncated:
+        size = min(truncated)
+        members = truncated.pop(size)
+        group = _Group.of(logits, tops, draws, members)
+        drawn = _draw_truncated(group, size)
+        _store(tokens, members, drawn)
+        if unsettled := [i for i, token in zip(members, drawn, strict=True) if token < 0]:
+            larger = next((s for s in _SIZES if s > size), logits.shape[1])
+            truncated.setdefault(min(larger, logits.shape[1]), []).extend(unsettled)
+    return tokens
+
+
+def _first_size(sampling: SamplingSpec, vocab: int) -> int | None:
+    if 0 < sampling.top_k < vocab:
+        return min(next((s for s in _SIZES if s >= sampling.top_k), vocab), vocab)
+    return min(_SIZES[0], vocab) if sampling.top_p < 1.0 else None
+
+
+def _store(tokens: list[int], places: Iterable[int], drawn: list[int]) -> None:
+    for place, token in zip(places, drawn, strict=True):
+        tokens[place] = token
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows that are sampled in one go: `scores` are logits with the row's best at 0, divided by temperature."""
+
+    scores: torch.Tensor  # float32 [n, vocab]
+    top_k: torch.Tensor  # int64 [n, 1], vocab where off
+    top_p: torch.Tensor  # float64 [n, 1], 1 where off
+    min_p: torch.Tensor  # float32 [n, 1], 0 where off
+    dice: torch.Tensor  # float64 [n, 1], in [0, 1)
+
+    @staticmethod
+    def of(logits: torch.Tensor, tops: torch.Tensor, draws: list[Draw], members: list[int]) -> _Group:
+        device, vocab = logits.device, logits.shape[1]
+        chosen = [draws[i] for i in members]
+        if len(members) != logits.shape[0]:
+            index = torch.tensor(members, device=device)
+            logits, tops = logits[index], tops[index]
+
+        def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        temperature = column([d.sampling.temperature for d in chosen], torch.float32)
+        return _Group(
+            # the smallest positive float32 would make 0 / 0 of a subnormal temperature
+            scores=(logits - tops) / temperature.clamp_min(1e-30),
+            top_k=column(
+                [d.sampling.top_k if 0 < d.sampling.top_k < vocab else vocab for d in chosen], torch.int64
+            ),
+            top_p=column([d.sampling.top_p for d in chosen], torch.float64),
+            min_p=column([d.sampling.min_p for d in chosen], torch.float32),
+            dice=column(
+                [uniform(d.sampling.seed, choice=d.choice, position=d.position) for d in chosen],
+                torch.float64,
+            ),
+        )
+
+
+def _draw_free(group: _Group) -> list[int]:
+    """Inverse of the distribution function over the vocabulary in its own order."""
+    probabilities = torch.softmax(group.scores, dim=-1)
+    if bool((group.min_p > 0).any()):
+        probabilities = probabilities * (group.scores.exp() >= group.min_p)
+    return _invert(probabilities, group.dice).tolist()
+
+
+def _draw_truncated(group: _Group, size: int) -> list[int]:
+    """The same over the `size` best tokens, best first; −1 for rows whose top-p reaches beyond them."""
+    vocab = group.scores.shape[1]
+    best = group.scores.topk(size, dim=-1)
+    limited = group.top_k < vocab
+    within = best.values.masked_fill(torch.arange(size, device=best.values.device) >= group.top_k, -torch.inf)
+    probabilities = torch.softmax(within, dim=-1)
+    if not bool(limited.all()):  # without top-k the mass is that of the whole vocabulary
+        whole = torch.softmax(group.scores, dim=-1).gather(1, best.indices)
+        probabilities = torch.where(limited, probabilities, whole)
+    mass = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    settled = (
+        limited[:, 0] | (mass[:, -1] >= group.top_p[:, 0]) if size < vocab else torch.ones_like(limited[:, 0])
+    )
+    kept = ((mass - probabilities) < group.top_p) & (within.exp() >= group.min_p)
+    kept[:, 0] = True  # top_p = 0 and rounding leave the best
+    places = _invert(probabilities * kept, group.dice)
+    tokens = best.indices.gather(1, places[:, None])[:, 0]
+    drawn: list[int] = torch.where(settled, tokens, -1).tolist()
+    return drawn
+
+
+def _invert(weights: torch.Tensor, dice: torch.Tensor) -> torch.Tensor:
+    """Of each row, the first column whose cumulated weight exceeds its die times the row's sum: int64 [n]."""
+    cumulated = weights.cumsum(dim=-1, dtype=torch.float64)
+    return torch.searchsorted(cumulated, dice * cumulated[:, -1:], right=True)[:, 0]
