@@ -28,7 +28,7 @@ def serve(
             "`,name=x,key=value` sets the name or any key of [[model]] for this one.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Serve the models of this file.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Serve the models of this file; those of -m are added.")] = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Address to listen on.  [default: 127.0.0.1]")
     ] = None,
@@ -109,7 +109,7 @@ def serve(
 
 
 def base_config(models: list[str], path: Path | None) -> Config | None:
-    """The file that is served: the one named, else the user's own where no model is named."""
+    """The file whose models are served: the one named, else the user's own where no model is named."""
     if path is not None:
         if models:
             raise ConfigError(
