@@ -88,7 +88,10 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AuthConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Clients of the WebSocket interface."""
 
-    enabled: Annotated[bool, Meta(description="Require public-key authentication on the WebSocket.")] = True
+    enabled: Annotated[
+        bool,
+        Meta(description="Public-key authentication on the WebSocket, which comes with a later version."),
+    ] = True
 
 
 class TelemetryConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,146 @@
+"""Changing a configuration file key by key: comments stay, the whole file is checked first, the write is atomic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import msgspec
+import tomlkit
+from tomlkit.items import Item
+
+from inferloom.config.decoding import fields_of
+from inferloom.config.drivers import OPTIONS
+from inferloom.config.lines import Path
+from inferloom.config.loading import load, loads, read_text
+from inferloom.config.problems import dotted
+from inferloom.config.schema import Config
+from inferloom.config.template import default, template
+from inferloom.config.values import coerce, split_path, type_at
+from inferloom.config.writing import changing, replace
+from inferloom.errors import ConfigError
+
+REDACTED = "<redacted>"
+_COMMENTED_KEYS = re.compile(r"(#.*\bapi_keys\b\s*=).*")
+
+
+def init(path: FilePath, *, force: bool = False) -> None:
+    """Write the template to `path`; a file that is there stays unless `force`."""
+    with changing(path):
+        if path.exists() and not force:
+            raise ConfigError(f"{path}: the file exists; --force writes a new one over it.")
+        replace(path, template())
+
+
+def set_value(path: FilePath, key: str, text: str) -> Any:
+    """Set the key at a dotted path to the value that `text` means there; returns the value.
+
+    `source` and `hf_repo` say the same thing, so setting one takes the other out.
+    Raises ConfigError, with the file untouched, if there is no such key or the whole file would not load.
+    """
+    with changing(path):
+        before = read_text(path)
+        config = loads(before, origin=str(path))
+        where = split_path(key)
+        value = coerce(text, type_at(where, config))
+        after = with_value(_without_synonym(before, where), where, value)
+        loads(after, origin=f"{path} with {key} set")
+        replace(path, after)
+        return value
+
+
+def unset(path: FilePath, key: str) -> None:
+    """Take the key at a dotted path out of the file, so that its default holds again."""
+    with changing(path):
+        before = read_text(path)
+        where = split_path(key)
+        type_at(where, loads(before, origin=str(path)))
+        document = tomlkit.parse(before)
+        table = _walk(document, where[:-1], key, create=False)
+        if table is None or not _has(table, where[-1]):
+            raise ConfigError(f"{key} is not set in {path}; its default holds already.")
+        del table[where[-1]]
+        after = tomlkit.dumps(document)
+        loads(after, origin=f"{path} without {key}")
+        replace(path, after)
+
+
+def get(path: FilePath, key: str) -> Any:
+    """The value at a dotted path, the default where the file sets none; None if it is unset. Tables come as dicts."""
+    config = load(path)
+    where = split_path(key)
+    found: Any = msgspec.to_builtins(config)
+    for depth, segment in enumerate(where):
+        if not _has(found, segment):
+            return _default_at(where, depth, config)
+        found = found[segment]
+    return found
+
+
+def _default_at(where: Path, depth: int, config: Config) -> Any:
+    """The default of an option that the file does not set; ConfigError for what is no key at all."""
+    type_at(where, config)
+    assert where[depth - 1] == "options" and isinstance(where[1], int), dotted(where)
+    return default(fields_of(OPTIONS[config.model[where[1]].driver.type])[str(where[depth])])
+
+
+def with_value(text: str, where: Path, value: Any) -> str:
+    """`text`, a valid TOML document, with the key at `where` set; comments and order stay."""
+    document = tomlkit.parse(text)
+    table = _walk(document, where[:-1], dotted(where), create=True)
+    last = where[-1]
+    item = tomlkit.item(value)
+    if _has(table, last):
+        old = table[last]
+        if isinstance(old, Item) and isinstance(item, Item):
+            item.trivia.indent, item.trivia.comment_ws = old.trivia.indent, old.trivia.comment_ws
+            item.trivia.comment, item.trivia.trail = old.trivia.comment, old.trivia.trail
+    table[last] = item
+    return tomlkit.dumps(document)
+
+
+def _without_synonym(text: str, where: Path) -> str:
+    other = {"source": "hf_repo", "hf_repo": "source"}.get(str(where[-1]))
+    if where[0] != "model" or len(where) != 3 or other is None:
+        return text
+    document = tomlkit.parse(text)
+    model = _walk(document, where[:-1], dotted(where), create=False)
+    if model is None or other not in model:
+        return text
+    del model[other]
+    return tomlkit.dumps(document)
+
+
+def redacted(text: str) -> str:
+    """`text`, a valid TOML document, without the API keys, those in comments included."""
+    text = _COMMENTED_KEYS.sub(rf"\1 {REDACTED}", text)
+    server = tomlkit.parse(text).get("server")
+    keys = server.get("api_keys") if isinstance(server, dict) else None
+    if not keys:
+        return text
+    hidden = [REDACTED] * len(keys) if isinstance(keys, list) else REDACTED
+    return with_value(text, ("server", "api_keys"), hidden)
+
+
+def _walk(document: Any, path: Path, key: str, *, create: bool) -> Any:
+    """The container at `path`; missing tables are made if `create`, else None."""
+    here: Any = document
+    for segment in path:
+        if not _has(here, segment):
+            if not create:
+                return None
+            if isinstance(segment, int):
+                raise ConfigError(
+                    f"{key}: the list has no element {segment}; set the whole list, with commas."
+                )
+            here[segment] = tomlkit.table()
+        here = here[segment]
+    return here
+
+
+def _has(container: Any, segment: str | int) -> bool:
+    if isinstance(segment, int):
+        return isinstance(container, list) and segment < len(container)
+    return isinstance(container, Mapping) and segment in container
