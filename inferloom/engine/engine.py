@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 
+from inferloom.engine.forward_pass import ForwardPass, ScoredSpan
 from inferloom.engine.grammar import Compiler, GrammarError, Masker, Matcher
 from inferloom.engine.messages import Generate, Rejected, SequenceStep, Stats
 from inferloom.engine.pages import PagePool
@@ -18,21 +19,13 @@ from inferloom.engine.sampler import Draw, Mask, Sampled, logprobs, sample
 from inferloom.engine.scheduler import Plan, Scheduler
 from inferloom.engine.sequence import Request, Sequence
 from inferloom.engine.validation import refusal
-from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
+from inferloom.models.batch import PAGE_SIZE, Executor
 from inferloom.types import FinishReason
+
+_log = logging.getLogger(__name__)
 
 # Logits of a scored prompt (`prompt_logprobs`) are held for a step: rows × vocabulary × 4 bytes stay below this.
 _SCORED_BYTES = 64 << 20
-
-
-@dataclass(slots=True)
-class _Scored:
-    """Rows first … first + count of the logits belong to prompt positions from `position` on."""
-
-    sequence: Sequence
-    first: int
-    position: int
-    count: int
 
 
 class Engine:
@@ -81,7 +74,7 @@ class Engine:
             page_size=PAGE_SIZE,
         )
         ends = frozenset(eos_token_ids)
-        self._masker = Masker(executor.vocab_size, ends=ends)
+        self._masker = Masker(executor.vocab_size)
         self._compiler = (
             Compiler(tokenizer_json, vocab_size=executor.vocab_size, ends=ends, wake=wake, clock=clock)
             if tokenizer_json is not None
@@ -205,42 +198,18 @@ class Engine:
         started = self._clock()
         for source, target in plan.copies:
             self._executor.copy_page(source, target)
-        batch, scored, ready = self._batch(plan)
-        logits = self._executor.forward(batch)
+        assembled = ForwardPass.of(plan.chunks)
+        logits = self._executor.forward(assembled.batch)
         self._account(plan)
-        for span in scored:
+        for span in assembled.scored:
             self._score_prompt(span, logits)
-        steps += self._sample(ready, logits)
+        steps += self._sample(assembled.ready, logits)
         self._policy.observe(
             prompt_tokens=sum(count for _, count in plan.chunks if count > 1),
             decoding=sum(count == 1 for _, count in plan.chunks),
             seconds=self._clock() - started,
         )
         return steps
-
-    def _batch(self, plan: Plan) -> tuple[RaggedBatch, list[_Scored], list[tuple[Sequence, int]]]:
-        """The ragged batch, the prompt rows to score, and (sequence, row of logits) of those that get a token."""
-        batch = RaggedBatch([], [], [0], [], [], [])
-        scored: list[_Scored] = []
-        ready: list[tuple[Sequence, int]] = []
-        for sequence, count in plan.chunks:
-            start, end = sequence.computed, sequence.computed + count
-            row = len(batch.token_ids) - start  # add a position to get its row
-            batch.token_ids.extend(sequence.tokens[start:end])
-            batch.positions.extend(range(start, end))
-            batch.starts.append(len(batch.token_ids))
-            batch.context_lens.append(end)
-            batch.page_tables.append(sequence.pages[: -(-end // PAGE_SIZE)])
-            if sequence.awaits_prompt_logprobs:
-                first = max(start, sequence.first_logit)
-                last = min(end, sequence.prompt_len - 1)
-                if last > first:
-                    scored.append(_Scored(sequence, len(batch.logit_rows), first, last - first))
-                    batch.logit_rows.extend(range(row + first, row + last))
-            if end == len(sequence.tokens):
-                ready.append((sequence, len(batch.logit_rows)))
-                batch.logit_rows.append(row + end - 1)
-        return batch, scored, ready
 
     def _account(self, plan: Plan) -> None:
         totals = self._totals
@@ -254,7 +223,7 @@ class Engine:
             self._scheduler.computed(sequence, count)
 
     @torch.inference_mode()
-    def _score_prompt(self, span: _Scored, logits: torch.Tensor) -> None:
+    def _score_prompt(self, span: ScoredSpan, logits: torch.Tensor) -> None:
         request = span.sequence.request
         assert request.prompt_logprobs is not None
         targets = request.spec.prompt[span.position + 1 : span.position + 1 + span.count]
@@ -377,7 +346,7 @@ class Engine:
         )
 
     def _collect_grammars(self) -> None:
-        if self._compiler is None or not self._compiling:
+        if self._compiler is None or not (self._compiling or self._compiler.has_results):
             return
         for answer in self._compiler.collect():
             request = self._compiling.pop(answer.owner, None)
@@ -396,11 +365,13 @@ def _judge(sequence: Sequence, token: int) -> tuple[bool, FinishReason | None]:
     """Whether a sampled token is text, and whether it ends the sequence (−1: there was nothing to sample)."""
     matcher, stops = sequence.matcher, sequence.request.stops
     if token < 0:
+        _log.warning("nothing can be sampled: %s", matcher.error if matcher else "the logits are not numbers")
         return False, "error"
     if matcher is None:
         return (False, "stop") if token in stops else (True, None)
     if matcher.ends_with(token, stops):
         return False, "stop"
     if not matcher.advance(token):
+        _log.warning("a grammar failed: %s", matcher.error)
         return False, "error"
     return True, "stop" if matcher.complete else None

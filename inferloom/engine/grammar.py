@@ -31,12 +31,13 @@ class GrammarError(Exception):
 class Matcher:
     """Where one choice stands in its grammar."""
 
-    def __init__(self, inner: llguidance.LLMatcher, *, ends: frozenset[int]) -> None:
+    def __init__(self, inner: llguidance.LLMatcher, *, ends: frozenset[int], words: int) -> None:
         self.inner = inner
-        self._ends = ends  # the model's end tokens, which stand in the grammar's own masks
+        self.words = words  # of 32 bits, of a mask
+        self._ends = ends  # the end tokens that stand in the grammar's own masks
 
     def copy(self) -> Matcher:
-        return Matcher(self.inner.deep_copy(), ends=self._ends)
+        return Matcher(self.inner.deep_copy(), ends=self._ends, words=self.words)
 
     def ends_with(self, token: int, stops: frozenset[int]) -> bool:
         """Whether `token`, which the mask allowed, ends the choice: an end token, or one of the request's stop tokens where
@@ -60,32 +61,33 @@ class Matcher:
 class Masker:
     """Masks of several matchers at once, on llguidance's own threads."""
 
-    def __init__(self, vocab_size: int, *, ends: frozenset[int]) -> None:
+    def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._ends = ends
         self._executor: llguidance.LLExecutor | None = None
-        self._bits: NDArray[np.int32] = np.zeros((0, -(-vocab_size // 32)), dtype=np.int32)
 
     def allowed(self, matchers: list[Matcher], stops: list[frozenset[int]]) -> torch.Tensor:
-        """bool [len(matchers), vocab]: what may come next. A matcher in error allows nothing."""
-        if len(self._bits) < len(matchers):
-            self._bits = np.zeros((max(8, 2 * len(matchers)), self._bits.shape[1]), dtype=np.int32)
-        bits = self._bits[: len(matchers)]
-        if len(matchers) == 1:
-            matchers[0].inner.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        """bool [len(matchers), vocab]: what may come next; `stops[i]` too where matcher i can end.
+
+        A matcher in error allows nothing. The same matcher may stand in the list several times.
+        """
+        distinct = list(dict.fromkeys(matchers))
+        places = {matcher: place for place, matcher in enumerate(distinct)}
+        bits: NDArray[np.int32] = np.zeros((len(distinct), distinct[0].words), dtype=np.int32)
+        if len(distinct) == 1:
+            distinct[0].inner.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         else:
             if self._executor is None:
                 self._executor = llguidance.LLExecutor()
-            rows = [(matcher.inner, row) for row, matcher in enumerate(matchers)]
-            self._executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.shape[1] * 4, len(matchers))
-        flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, : self._vocab_size].astype(
-            bool
-        )
+            rows = [(matcher.inner, row) for row, matcher in enumerate(distinct)]
+            self._executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.shape[1] * 4, len(distinct))
+        flags = np.zeros((len(matchers), self._vocab_size), dtype=bool)
+        unpacked = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, : self._vocab_size]
         for row, (matcher, extra) in enumerate(zip(matchers, stops, strict=True)):
             if matcher.inner.is_error():
-                flags[row] = False
-            elif (own := extra - self._ends) and matcher.inner.is_accepting():
-                flags[row, list(own)] = True
+                continue
+            flags[row, : unpacked.shape[1]] = unpacked[places[matcher]]
+            if extra and matcher.inner.is_accepting():
+                flags[row, list(extra)] = True
         return torch.from_numpy(flags)
 
 
@@ -116,11 +118,17 @@ class _Tokenizer:
     made: llguidance.LLTokenizer | None = None
 
     def get(self) -> llguidance.LLTokenizer:
+        """Raises `ValueError` for a text that is not a tokenizer.json."""
         with self.lock:
             if self.made is None:
-                self.made = llguidance.LLTokenizer(
-                    self.text, n_vocab=self.vocab_size, eos_token=sorted(self.ends) or None
-                )
+                ends = sorted(self.ends) or None
+                try:
+                    self.made = llguidance.LLTokenizer(self.text, n_vocab=self.vocab_size, eos_token=ends)
+                except ValueError as error:
+                    if "vocab size too small" not in str(error):
+                        raise
+                    # More tokens than the model has logits for: the rest of the mask is cut off.
+                    self.made = llguidance.LLTokenizer(self.text, eos_token=ends)
             return self.made
 
 
@@ -216,17 +224,26 @@ class Compiler:
             threading.Thread(target=self._run, args=(job,), name="grammar", daemon=True).start()
 
     def _run(self, job: _Job) -> None:
+        job.result = GrammarError(
+            "the grammar compiler failed"
+        )  # stands if it panics, which is no `Exception`
         try:
-            tokenizer = self._tokenizer.get()
-            job.started = self._clock()
-            inner = llguidance.LLMatcher(tokenizer, grammar_text(job.spec), log_level=0)
-            job.result = (
-                GrammarError(inner.get_error()) if inner.is_error() else Matcher(inner, ends=self._ends)
-            )
-        except (ValueError, RuntimeError) as error:
+            job.result = self._compile(job)
+        except (ValueError, RuntimeError, TypeError) as error:
             job.result = GrammarError(str(error))
-        self._finished.append(job)
-        self._wake()
+        finally:
+            self._finished.append(job)
+            self._wake()
+
+    def _compile(self, job: _Job) -> Matcher | GrammarError:
+        tokenizer = self._tokenizer.get()
+        job.started = self._clock()
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        inner = llguidance.LLMatcher(tokenizer, grammar_text(job.spec), log_level=0, limits=limits)
+        if inner.is_error():
+            return GrammarError(inner.get_error())
+        ends = self._ends | frozenset(tokenizer.eos_tokens)
+        return Matcher(inner, ends=ends, words=-(-tokenizer.vocab_size // 32))
 
 
 def grammar_text(spec: GrammarSpec) -> str:
