@@ -13,8 +13,18 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
+from inferloom.config.drivers import NativeOptions
 from inferloom.config.lines import Path
 from inferloom.config.problems import Problems, did_you_mean, dotted
+from inferloom.config.schema import (
+    AuthConfig,
+    DriverConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SchedulerConfig,
+    ServerConfig,
+    TelemetryConfig,
+)
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -50,6 +60,37 @@ def plain(kind: inspect.Type) -> inspect.Type:
             return kind
 
 
+def unknown_key(key: str, path: Path, fields: Mapping[str, inspect.Field]) -> str:
+    """The sentence about a key that its section does not have: the nearest one, or the section that has it."""
+    if not path:
+        written = [section for section, keys in _sections().items() if key in keys]
+        if written:
+            return f'"{key}" is a key of {written[0]}; it stands outside of every section.'
+        return f"[{key}] is not a section" + (
+            did_you_mean(key, fields) or f"; there are {', '.join(fields)}."
+        )
+    what = f'"{key}" is not a key of {section_name(path)}'
+    elsewhere = [
+        section for section, keys in _sections().items() if key in keys and section != section_name(path)
+    ]
+    if elsewhere:
+        return f"{what}, but of {elsewhere[0]}."
+    return what + (did_you_mean(key, fields) or f"; there are {', '.join(fields)}.")
+
+
+@cache
+def _sections() -> dict[str, frozenset[str]]:
+    """Every section as it is written, with its keys."""
+    found: dict[str, type[msgspec.Struct]] = {
+        "[server]": ServerConfig,
+        "[auth]": AuthConfig,
+        "[telemetry]": TelemetryConfig,
+    }
+    found |= {"[runtime]": RuntimeConfig, "[[model]]": ModelConfig, "[model.scheduler]": SchedulerConfig}
+    found |= {"[model.driver]": DriverConfig, "[model.driver.options]": NativeOptions}
+    return {section: frozenset(struct.__struct_fields__) for section, struct in found.items()}
+
+
 def section_name(path: Path) -> str:
     """A table as it is written in the file: `[server]`, `[[model]]`, `[model.driver]`."""
     names = [segment for segment in path if isinstance(segment, str)]
@@ -66,8 +107,7 @@ def _check_struct(table: Any, of: type[msgspec.Struct], path: Path, problems: Pr
     for key, value in table.items():
         here = (*path, key)
         if key not in fields:
-            what = f'"{key}" is not a key of {section_name(path)}' if path else f"[{key}] is not a section"
-            problems.add(here, what + (did_you_mean(key, fields) or f"; there are {', '.join(fields)}."))
+            problems.add(here, unknown_key(key, path, fields))
         else:
             _check(value, fields[key].type, here, problems)
     for name, field in fields.items():

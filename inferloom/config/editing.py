@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 import tomlkit
-from tomlkit.items import Item
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable, Item
 
 from inferloom.config.decoding import fields_of
 from inferloom.config.drivers import OPTIONS
@@ -46,7 +47,7 @@ def set_value(path: FilePath, key: str, text: str) -> Any:
         where = split_path(key)
         value = coerce(text, type_at(where, config))
         after = with_value(_without_synonym(before, where), where, value)
-        loads(after, origin=f"{path} with {key} set")
+        _stored(loads(after, origin=f"{path} with {key} set"), where, value)
         replace(path, after)
         return value
 
@@ -57,7 +58,7 @@ def unset(path: FilePath, key: str) -> None:
         before = read_text(path)
         where = split_path(key)
         type_at(where, loads(before, origin=str(path)))
-        document = tomlkit.parse(before)
+        document = _document(before)
         table = _walk(document, where[:-1], key, create=False)
         if table is None or not _has(table, where[-1]):
             raise ConfigError(f"{key} is not set in {path}; its default holds already.")
@@ -88,9 +89,13 @@ def _default_at(where: Path, depth: int, config: Config) -> Any:
 
 def with_value(text: str, where: Path, value: Any) -> str:
     """`text`, a valid TOML document, with the key at `where` set; comments and order stay."""
-    document = tomlkit.parse(text)
+    document = _document(text)
     table = _walk(document, where[:-1], dotted(where), create=True)
     last = where[-1]
+    if isinstance(last, int) and not _has(table, last):
+        raise ConfigError(
+            f"{dotted(where)}: the list has no element {last}; set the whole list, with commas."
+        )
     item = tomlkit.item(value)
     if _has(table, last):
         old = table[last]
@@ -101,11 +106,32 @@ def with_value(text: str, where: Path, value: Any) -> str:
     return tomlkit.dumps(document)
 
 
+def _document(text: str) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ConfigError(
+            f"the file cannot be changed key by key ({error}); change it with an editor."
+        ) from None
+
+
+def _stored(config: Config, where: Path, value: Any) -> None:
+    """Refuse to write a document in which the key does not hold what was asked for."""
+    found: Any = msgspec.to_builtins(config)
+    for segment in where:
+        found = found[segment] if _has(found, segment) else None
+    normalised = ("type", "device", "dtype", "activation_dtype")
+    if found != value and where[-1] not in normalised:
+        raise ConfigError(
+            f"{dotted(where)} cannot be set in the way this file is written; change it with an editor."
+        )
+
+
 def _without_synonym(text: str, where: Path) -> str:
     other = {"source": "hf_repo", "hf_repo": "source"}.get(str(where[-1]))
     if where[0] != "model" or len(where) != 3 or other is None:
         return text
-    document = tomlkit.parse(text)
+    document = _document(text)
     model = _walk(document, where[:-1], dotted(where), create=False)
     if model is None or other not in model:
         return text
@@ -116,7 +142,7 @@ def _without_synonym(text: str, where: Path) -> str:
 def redacted(text: str) -> str:
     """`text`, a valid TOML document, without the API keys, those in comments included."""
     text = _COMMENTED_KEYS.sub(rf"\1 {REDACTED}", text)
-    server = tomlkit.parse(text).get("server")
+    server = _document(text).get("server")
     keys = server.get("api_keys") if isinstance(server, dict) else None
     if not keys:
         return text
@@ -135,7 +161,7 @@ def _walk(document: Any, path: Path, key: str, *, create: bool) -> Any:
                 raise ConfigError(
                     f"{key}: the list has no element {segment}; set the whole list, with commas."
                 )
-            here[segment] = tomlkit.table()
+            here[segment] = tomlkit.inline_table() if isinstance(here, InlineTable) else tomlkit.table()
         here = here[segment]
     return here
 

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from inferloom.config.decoding import fields_of, plain, quoted, section_name
+from inferloom.config.decoding import fields_of, plain, quoted, unknown_key
 from inferloom.config.drivers import OPTIONS
 from inferloom.config.lines import Path
-from inferloom.config.problems import did_you_mean, dotted
+from inferloom.config.problems import dotted
 from inferloom.config.schema import Config
 from inferloom.errors import ConfigError
 
@@ -101,19 +101,13 @@ def _model_struct(rest: list[str | int], here: Path, config: Config) -> tuple[ty
 
 def _unknown(path: Path, here: Path, fields: dict[str, inspect.Field]) -> str:
     word = str(here[-1])
-    if len(here) == 1:
-        homes = [name for name in fields if name != "model" and word in _keys_of(fields[name])]
-        if homes and len(path) == 1:
+    if here == path and len(path) == 1:
+        homes = [name for name in ("server", "auth", "telemetry", "runtime") if word in _keys_of(name)]
+        if homes:
             return f"{quoted(word)} is a key of [{homes[0]}]: write {homes[0]}.{word}."
-        return f"{quoted(word)} is not a section" + (
-            did_you_mean(word, fields) or f"; there are {', '.join(fields)}."
-        )
-    where = section_name(here[:-1])
-    return f"{quoted(word)} is not a key of {where}" + (
-        did_you_mean(word, fields) or f"; there are {', '.join(fields)}."
-    )
+    return unknown_key(word, here[:-1], fields)
 
 
-def _keys_of(field: inspect.Field) -> dict[str, inspect.Field]:
-    kind = plain(field.type)
+def _keys_of(section: str) -> dict[str, inspect.Field]:
+    kind = plain(fields_of(Config)[section].type)
     return fields_of(kind.cls) if isinstance(kind, inspect.StructType) else {}
