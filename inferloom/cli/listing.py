@@ -108,5 +108,5 @@ def declared(model: ModelConfig, config: Config) -> ModelRow:
         driver=model.driver.type,
         device=",".join(model.driver.device),
         system_prompt=model.system_prompt or (short.system_prompt if short is not None else None),
-        default=model.name == (config.server.default_model or config.model[0].name),
+        default=model is config.default_model,
     )

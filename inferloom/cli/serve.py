@@ -9,6 +9,7 @@ import typer
 
 from inferloom.cli.serving import check, plan, run
 from inferloom.config.flags import from_flags
+from inferloom.config.forms import load_any
 from inferloom.config.home import config_path
 from inferloom.config.loading import load
 from inferloom.config.schema import Config
@@ -28,7 +29,9 @@ def serve(
             "`,name=x,key=value` sets the name or any key of [[model]] for this one.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Serve the models of this file; those of -m are added.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Serve the models of this file; those of -m are added.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Address to listen on.  [default: 127.0.0.1]")
     ] = None,
@@ -111,11 +114,7 @@ def serve(
 def base_config(models: list[str], path: Path | None) -> Config | None:
     """The file whose models are served: the one named, else the user's own where no model is named."""
     if path is not None:
-        if models:
-            raise ConfigError(
-                "--config and -m cannot be given together; add the model to the file, or leave one out"
-            )
-        return load(path)
+        return load_any(path)
     if models:
         return None
     path = config_path()

@@ -57,26 +57,25 @@ def address(config: Config) -> str:
 
 def banner(config: Config) -> str:
     """The first lines on the terminal: what is served, where, and a request to try."""
-    default = config.server.default_model or config.model[0].name
+    default = config.default_model
+    assert default is not None, "a configuration without models is refused"
     width = max(len(model.name) for model in config.model)
     lines = [f"inferloom {__version__} serves on {address(config)}"]
     for model in config.model:
-        notes = [note for note, true in (("default", model.name == default), ("lazy", model.lazy)) if true]
+        notes = [note for note, true in (("default", model is default), ("lazy", model.lazy)) if true]
         suffix = f"  ({', '.join(notes)})" if notes else ""
         lines.append(f"  {model.name:<{width}}  {model.weights or model.driver.type}{suffix}")
     return "\n".join([*lines, "try:", f"  {example(config, default)}"])
 
 
-def example(config: Config, model: str) -> str:
-    """A curl that works as it stands, for the default model's kind."""
-    if is_embedder(
-        next(entry for entry in config.model if model in (entry.name, *entry.aliases, entry.weights))
-    ):
+def example(config: Config, model: ModelConfig) -> str:
+    """A curl that works as it stands, for the model's kind."""
+    if is_embedder(model):
         path = "embeddings"
-        payload: dict[str, Any] = {"model": model, "input": QUESTION}
+        payload: dict[str, Any] = {"model": model.name, "input": QUESTION}
     else:
         path = "chat/completions"
-        payload = {"model": model, "messages": [{"role": "user", "content": QUESTION}]}
+        payload = {"model": model.name, "messages": [{"role": "user", "content": QUESTION}]}
     key = " -H 'Authorization: Bearer '\"$INFERLOOM_API_KEY\"" if config.server.api_keys else ""
     return (
         f"curl {address(config)}/v1/{path}{key} -H 'Content-Type: application/json' "

@@ -182,8 +182,10 @@ def open_session(url: str | None, model: str | None) -> Iterator[Session]:
     from inferloom.cli.standalone import choose
 
     config = choose(model)
-    name = config.server.default_model or config.model[0].name
-    print(f"no server answers at {DEFAULT_URL}: starting {name} for this command", file=sys.stderr)
+    print(
+        f"no server answers at {DEFAULT_URL}: starting {config.model[0].name} for this command",
+        file=sys.stderr,
+    )
     fetch(missing(config))
     with start(config) as session:
         yield session

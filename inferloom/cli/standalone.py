@@ -41,10 +41,10 @@ def only(config: Config, model: ModelConfig) -> Config:
 
 
 def _find(config: Config, name: str | None) -> ModelConfig | None:
-    if not config.model:
-        raise ConfigError(f"{config_path()} declares no model: add a [[model]], or name one with -m")
     if name in (None, "default"):
-        name = config.server.default_model or config.model[0].name
+        if config.default_model is None:
+            raise ConfigError(f"{config_path()} declares no model: add a [[model]], or name one with -m")
+        return config.default_model
     return next(
         (model for model in config.model if name in (model.name, *model.aliases, model.weights)), None
     )
