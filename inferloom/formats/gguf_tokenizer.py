@@ -81,7 +81,7 @@ def _byte_pairs(metadata: Mapping[str, Value], tokens: list[str]) -> tuple[Token
         raise InvalidFormat("the GGUF file has no merges (tokenizer.ggml.merges).")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rule.ignore_merges, fuse_unk=False))
-    tokenizer.pre_tokenizer = pre_tokenizer(rule)
+    tokenizer.pre_tokenizer = pre_tokenizer(rule, vocabulary)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, rule.add_bos
 

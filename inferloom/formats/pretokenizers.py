@@ -6,6 +6,9 @@ the pieces the one before it left, matches and gaps alike.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
+
 import msgspec
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
@@ -82,7 +85,15 @@ def pretokenizing(name: str | None) -> PreTokenizing:
     return rule
 
 
-def pre_tokenizer(rule: PreTokenizing) -> PreTokenizer:
-    """The rule as a pre-tokenizer; the pieces come out in GPT-2's byte alphabet."""
-    cuts: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
-    return Sequence([*cuts, ByteLevel(add_prefix_space=False, use_regex=False)])
+def pre_tokenizer(rule: PreTokenizing, vocabulary: Container[str]) -> PreTokenizer:
+    """The rule as a pre-tokenizer; the pieces come out in GPT-2's byte alphabet.
+
+    Bytes for which the vocabulary has no token are left out, as there is no id for them; what stands on both sides of
+    one is not merged.
+    """
+    steps: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    steps.append(ByteLevel(add_prefix_space=False, use_regex=False))
+    missing = "".join(sorted(byte for byte in ByteLevel.alphabet() if byte not in vocabulary))
+    if missing:
+        steps.append(Split(Regex(f"[{re.escape(missing)}]"), "removed"))
+    return Sequence(steps)
