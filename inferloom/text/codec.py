@@ -17,8 +17,11 @@ from inferloom.formats.checkpoint import Checkpoint
 from inferloom.text.chat_template import ChatTemplate
 from inferloom.text.detokenizer import Detokenizer, DetokenizerFactory, byte_level_alphabet
 from inferloom.text.messages import is_ordinary, message_dicts, tool_dict
+from inferloom.text.reasoning import ReasoningFormat
 from inferloom.text.tokenizer_files import GenerationDefaults, TokenizerFiles, read_template
-from inferloom.types import ChatMessage, Tool
+from inferloom.text.tool_grammar import Marks, answer_grammar, thought_rule
+from inferloom.text.tools import ToolFormat
+from inferloom.types import ChatMessage, Constraint, Tool
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -63,6 +66,10 @@ class TextCodec:
             if text is not None:
                 self._special_tokens.setdefault(key, text)
         self._detokenizers = DetokenizerFactory(tokenizer)
+        written = "\n".join(templates.values())
+        self.reasoning = ReasoningFormat.detect(written, tokenizer)
+        self.tool_format = ToolFormat.detect(written, tokenizer, reasoning=self.reasoning)
+        self._marks = Marks(tokenizer)
 
     @classmethod
     def load(
@@ -193,11 +200,23 @@ class TextCodec:
                     f"chat_template_kwargs cannot hold {reserved!r}: the request has a field of that name",
                     param="chat_template_kwargs",
                 )
+        prepared = self.tool_format.prepare(messages, tools)
+        shown = [tool_dict(tool) for tool in tools] if self.tool_format.native else []
         return template.render(
-            message_dicts(messages, developer=template.mentions("developer")),
-            tools=[tool_dict(tool) for tool in tools] or None,
+            message_dicts(prepared, developer=template.mentions("developer")),
+            tools=shown or None,
             variables={**self._special_tokens, **kwargs},
             ordinary=not kwargs and is_ordinary(messages),
+        )
+
+    def response_constraint(self, constraint: Constraint, *, prompt: str = "") -> Constraint:
+        """A response format as the worker takes it (`json_schema`, `regex` or `lark`), with room for a thought
+        before it where the model thinks. `prompt` is the rendered chat."""
+        opened = self.reasoning is not None and self.reasoning.is_open(prompt)
+        return answer_grammar(
+            constraint,
+            self._marks,
+            thought=thought_rule(self.reasoning if prompt else None, self._marks, opened=opened),
         )
 
     def _template(self, *, tools: bool) -> ChatTemplate:
