@@ -1,0 +1,96 @@
+"""Who may ask: API keys, or loopback peers with a loopback `Host` where there are none."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+from collections.abc import Iterable
+
+from inferloom.config.schema import ServerConfig
+from inferloom.errors import ConfigError, Forbidden, InferloomError, Unauthorized
+
+OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes, which carry no key
+
+
+class Access:
+    """Decides on plain values; `None` means yes."""
+
+    def __init__(self, keys: Iterable[str], *, insecure: bool) -> None:
+        self._keys = tuple(key.encode() for key in keys)
+        self._insecure = insecure
+
+    @classmethod
+    def from_config(cls, server: ServerConfig) -> Access:
+        """Keys of the configuration and of `INFERLOOM_API_KEYS` (comma-separated)."""
+        return cls(api_keys(server), insecure=server.insecure)
+
+    def refusal(
+        self,
+        *,
+        path: str,
+        peer: str | None,
+        headers: Iterable[tuple[bytes, bytes]],
+    ) -> InferloomError | None:
+        """Why this request is not answered. `peer`: the client's address, None for a Unix socket."""
+        if self._keys:
+            return None if path in OPEN_PATHS else self._judge_key(headers)
+        if self._insecure:
+            return None
+        if peer is not None and not is_loopback(peer):
+            return Forbidden(
+                "This server has no API keys and answers this machine only. Set INFERLOOM_API_KEYS, or start it with --insecure."
+            )
+        host = next((value for key, value in headers if key == b"host"), b"")
+        if not is_loopback(host_name(host.decode("latin-1"))):
+            return Forbidden(
+                "This server has no API keys and answers requests to localhost only; the Host header names something else."
+            )
+        return None
+
+    def _judge_key(self, headers: Iterable[tuple[bytes, bytes]]) -> InferloomError | None:
+        given = next((value for key, value in headers if key == b"authorization"), None)
+        if given is None:
+            return Unauthorized("No API key was given: send `Authorization: Bearer KEY`.")
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return Unauthorized("The Authorization header must be `Bearer KEY`.")
+        key = key.strip()
+        found = False
+        for known in self._keys:  # every key is compared, so that time tells nothing
+            found |= hmac.compare_digest(key, known)
+        return None if found else Unauthorized("The API key is not one of this server's.")
+
+
+def api_keys(server: ServerConfig) -> list[str]:
+    from_environment = [key.strip() for key in os.environ.get("INFERLOOM_API_KEYS", "").split(",")]
+    return [key for key in (*server.api_keys, *from_environment) if key]
+
+
+def check_binding(server: ServerConfig) -> None:
+    """Raise `ConfigError` where the server would answer strangers without asking for a key."""
+    if is_loopback(server.host) or server.insecure or api_keys(server):
+        return
+    raise ConfigError(
+        f"listening on {server.host} without API keys would let anybody use the models: set INFERLOOM_API_KEYS "
+        "or [server] api_keys, or say --insecure (insecure = true) if that is meant"
+    )
+
+
+def host_name(host: str) -> str:
+    """The name in a `Host` header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def is_loopback(host: str) -> bool:
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -1,0 +1,81 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from inferloom.errors import InferloomError, RequestTimeout
+from inferloom.gateway.call import CLIENT_LEFT, Call
+from inferloom.gateway.chat import answer_headers
+from inferloom.gateway.exchange import ClientLeft, Exchange
+from inferloom.gateway.forms import new_id
+from inferloom.gateway.service import Service
+from inferloom.gateway.wire import embeddings as wire
+from inferloom.gateway.wire.decoding import BodyDecoder
+from inferloom.gateway.wire.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
+from inferloom.types import EmbedBatch, EmbedResult
+
+if TYPE_CHECKING:
+    from inferloom.catalog.catalog import Entry
+
+_requests = BodyDecoder(EmbeddingRequest)
+
+
+async def embed(service: Service, call: Call) -> None:
+    request, ignored = _requests.decode(await call.body())
+    entry, named = service.resolve(call, request.model)
+    batch = EmbedBatch(
+        request_id=new_id("embd-"),
+        model=entry.id,
+        inputs=wire.inputs(request),
+        dimensions=request.dimensions,
+        user=request.user,
+    )
+    exchange = Exchange(call, streaming=False, headers=answer_headers(ignored, streaming=False))
+    service.exchanges.add(exchange)
+    try:
+        result = await _result(service, exchange, entry=entry, batch=batch)
+        rows = wire.rows(result, dimensions=request.dimensions)
+    except (InferloomError, asyncio.CancelledError) as error:
+        reason = exchange.reason(error)
+        if isinstance(reason, ClientLeft):
+            call.status = CLIENT_LEFT
+            service.metrics.cancelled(call.model)
+            return
+        raise reason from None
+    finally:
+        exchange.settle()
+        service.exchanges.discard(exchange)
+    service.metrics.embedding(model=entry.id, prompt_tokens=result.prompt_tokens)
+    encoding = request.encoding_format or "float"
+    answer = EmbeddingResponse(
+        data=[
+            Embedding(embedding=wire.encode_row(row, encoding), index=index) for index, row in enumerate(rows)
+        ],
+        model=named,
+        usage=EmbeddingUsage(prompt_tokens=result.prompt_tokens, total_tokens=result.prompt_tokens),
+    )
+    await call.json(answer, headers=exchange.headers)
+
+
+async def _result(service: Service, exchange: Exchange, *, entry: Entry, batch: EmbedBatch) -> EmbedResult:
+    await service.admission.enter()
+    try:
+        service.refuse_other_kind(entry, "embed")
+        async with service.lease(entry) as runner:
+            service.refuse_other_kind(entry, "embed", runner=runner)
+            seconds = entry.config.scheduler.request_timeout_secs
+            if seconds <= 0:
+                return await runner.embed(batch)
+            batch.deadline = time.monotonic() + seconds
+            try:
+                async with asyncio.timeout(seconds):
+                    return await runner.embed(batch)
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"The embeddings took longer than {seconds:g} s (request_timeout_secs)."
+                ) from None
+    finally:
+        service.admission.leave()

@@ -1,0 +1,183 @@
+"""Generations in progress: each one's run, its time limits, and the reasons to end it early.
+
+One sweep a few times a second looks after all of them, so that a stream costs no timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from inferloom.errors import Cancelled, InferloomError, RequestTimeout
+from inferloom.gateway.call import Call
+from inferloom.runners.base import RunHandle
+
+ABORT = "inferloom.abort"  # the ASGI extension by which our server lets a connection be dropped
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds of what keeps streams healthy; tests shorten them."""
+
+    sweep: float = 0.25
+    comment_after: float = 10.0  # silence after which an SSE comment is sent
+    stalled_after: float = 60.0  # a client that reads nothing for so long is left
+    buffered_chunks: int = 8192  # unread chunks behind a client that does not read
+
+
+class ClientLeft(Cancelled):
+    """The client closed the connection, or reads nothing; nobody is there to be told."""
+
+
+class Exchange:
+    """One generation for one call: from the wait for its model to its last byte."""
+
+    __slots__ = (
+        "_watcher",
+        "call",
+        "comment",
+        "deadline",
+        "error",
+        "first_token_deadline",
+        "handle",
+        "headers",
+        "last_sent",
+        "sending_since",
+        "streaming",
+        "task",
+    )
+
+    def __init__(self, call: Call, *, streaming: bool, headers: list[tuple[bytes, bytes]]) -> None:
+        self.call = call
+        self.streaming = streaming
+        self.headers = headers
+        self.task = asyncio.current_task()
+        self.handle: RunHandle | None = None
+        self.error: InferloomError | None = None
+        self.deadline = 0.0  # 0: none
+        self.first_token_deadline = 0.0
+        self.last_sent = asyncio.get_running_loop().time()
+        self.sending_since = 0.0
+        self.comment: asyncio.Task[None] | None = None
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Wait for the client to leave; a finished response ends the wait too."""
+        while (await self.call.receive())["type"] != "http.disconnect":
+            pass
+        self.abort(ClientLeft("The client closed the connection."))
+
+    def abort(self, error: InferloomError) -> None:
+        """End the generation with `error`, wherever it stands. The first reason counts."""
+        if self.error is not None:
+            return
+        self.error = error
+        if self.handle is not None:
+            self.handle.cancel()
+            self.handle.fail(error)
+        if (self.handle is None or self.sending_since) and self.task is not None:
+            self.task.cancel()
+
+    def reason(self, caught: BaseException) -> BaseException:
+        """Why it ended: the reason it was aborted for, where there is one, in place of what was caught."""
+        if self.error is None:
+            return caught
+        if isinstance(caught, asyncio.CancelledError) and self.task is not None:
+            self.task.uncancel()
+        return self.error
+
+    def settle(self) -> None:
+        """Nothing more is waited for: neither the client's leaving nor the run. Before the last bytes are sent."""
+        self._watcher.cancel()
+        if self.handle is not None and not self.handle.finished:
+            self.handle.cancel()
+
+    # streaming
+    async def start_stream(self) -> None:
+        await self.call.start(200, self.headers)
+
+    async def write(self, frames: bytes) -> None:
+        """Send frames, noting how long the client lets us wait."""
+        loop = asyncio.get_running_loop()
+        if self.comment is not None:
+            await self.comment
+            self.comment = None
+        self.sending_since = loop.time()
+        await self.call.send({"type": "http.response.body", "body": frames, "more_body": True})
+        self.last_sent = loop.time()
+        self.sending_since = 0.0
+
+    async def finish(self, frames: bytes) -> None:
+        """The last frames."""
+        self.settle()
+        if self.comment is not None:
+            await self.comment
+            self.comment = None
+        self.sending_since = asyncio.get_running_loop().time()
+        await self.call.send({"type": "http.response.body", "body": frames})
+        self.sending_since = 0.0
+
+    async def drop(self) -> None:
+        """Leave a client that has left, or does not read: what is buffered for it goes too."""
+        if self.comment is not None:
+            self.comment.cancel()
+        abort = self.call.scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort()
+            while (await self.call.receive())["type"] != "http.disconnect":
+                pass
+
+    async def _comment(self) -> None:
+        if not self.call.started:
+            await self.start_stream()
+        await self.call.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+
+    def sweep(self, now: float, limits: Limits) -> None:
+        """Look after time limits and silence. Called a few times a second."""
+        if self.sending_since:
+            stalled = now - self.sending_since > limits.stalled_after
+            if stalled or (self.handle is not None and self.handle.buffered > limits.buffered_chunks):
+                self.abort(ClientLeft("The client does not read its stream."))
+        elif self.deadline and now > self.deadline:
+            self.abort(RequestTimeout("The answer took longer than request_timeout_secs allows."))
+        elif self.first_token_deadline and now > self.first_token_deadline:
+            self.abort(RequestTimeout("No first token came within first_token_timeout_secs."))
+        elif self.streaming and now - self.last_sent > limits.comment_after and self.error is None:
+            self.last_sent = now
+            self.comment = asyncio.get_running_loop().create_task(self._comment())
+
+
+class Exchanges:
+    """All generations in progress."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._all: set[Exchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, exchange: Exchange) -> None:
+        self._all.add(exchange)
+        if self._timer is None:
+            self._arm()
+
+    def discard(self, exchange: Exchange) -> None:
+        self._all.discard(exchange)
+
+    def abort_all(self, error: InferloomError) -> None:
+        for exchange in list(self._all):
+            exchange.abort(error)
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.limits.sweep, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        if not self._all:
+            return
+        now = asyncio.get_running_loop().time()
+        for exchange in list(self._all):
+            exchange.sweep(now, self.limits)
+        self._arm()

@@ -1,0 +1,27 @@
+"""`GET /health`, `/ready`, `/metrics`: the process, whether it takes requests, and what it counted."""
+
+from __future__ import annotations
+
+from inferloom import __version__
+from inferloom.gateway.call import Call
+from inferloom.gateway.service import Service
+from inferloom.gateway.wire.models import Health, Readiness
+
+_PROMETHEUS = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+
+
+async def health(service: Service, call: Call) -> None:
+    """The process answers."""
+    await call.json(Health(version=__version__))
+
+
+async def ready(service: Service, call: Call) -> None:
+    """Requests are taken. An unloaded model changes nothing: a request loads it."""
+    models = {entry.id: service.catalog.status(entry.id).word for entry in service.catalog.entries()}
+    answer = Readiness(status="draining" if service.draining else "ready", models=models)
+    await call.json(answer, status=503 if service.draining else 200)
+
+
+async def metrics(service: Service, call: Call) -> None:
+    service.metrics.waiting.set(service.admission.waiting)
+    await call.reply(service.metrics.text(), content_type=_PROMETHEUS)

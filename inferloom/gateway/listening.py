@@ -1,0 +1,63 @@
+"""uvicorn, fitted to the gateway: signals are ours, and what it says for itself comes in our envelope."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from inferloom.errors import InvalidRequest
+from inferloom.gateway.exchange import ABORT
+from inferloom.gateway.wire.errors import encode_error
+
+KEEP_ALIVE_SECONDS = 75
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 whose requests can drop their connection: a client that does not read keeps no buffer."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP is told so, in JSON."""
+        body = encode_error(InvalidRequest(msg, code="invalid_http"))
+        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(
+            body
+        )
+        self.transport.write(STATUS_LINE[400] + head + body)
+        self.transport.close()
+
+
+class Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals alone: who runs it says when to stop."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                backlog=4096,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on, and let those that are there finish."""
+        self.should_exit = True
+        for server in getattr(self, "servers", []):
+            server.close()

@@ -1,0 +1,145 @@
+"""Counters of the gateway, in a registry of their own, labelled by model where that means something.
+
+Children are kept in dictionaries: looking a label up in prometheus-client costs more than counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from inferloom.types import Usage
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+# a model's name, its state, its status word, and bytes of its weights and KV pages where it is loaded
+ModelRow = tuple[str, str, str, int, int]
+
+
+class Metrics:
+    """What is counted, and how it is shown."""
+
+    def __init__(self, models: Callable[[], Iterable[ModelRow]]) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self._requests = Counter(
+            "inferloom_http_requests",
+            "Requests answered.",
+            ["endpoint", "status", "model"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "inferloom_http_request_seconds",
+            "Time from a request's first byte to its answer's last.",
+            ["endpoint", "model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "inferloom_time_to_first_token_seconds",
+            "Time to the first token.",
+            ["model"],
+            buckets=_FIRST_TOKEN,
+            registry=registry,
+        )
+        self._per_token = Histogram(
+            "inferloom_time_per_output_token_seconds",
+            "Mean time between an answer's tokens.",
+            ["model"],
+            buckets=_PER_TOKEN,
+            registry=registry,
+        )
+        self._prompt = Counter("inferloom_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
+        self._cached = Counter(
+            "inferloom_prompt_tokens_cached",
+            "Tokens of prompts from the prefix cache.",
+            ["model"],
+            registry=registry,
+        )
+        self._generated = Counter(
+            "inferloom_generated_tokens", "Tokens generated.", ["model"], registry=registry
+        )
+        self._cancelled = Counter(
+            "inferloom_requests_cancelled", "Requests whose client left.", ["model"], registry=registry
+        )
+        self._errors = Counter("inferloom_errors", "Errors answered.", ["code", "model"], registry=registry)
+        self.in_flight = Gauge("inferloom_requests_in_flight", "Requests being answered.", registry=registry)
+        self.waiting = Gauge("inferloom_requests_waiting", "Requests in line for a place.", registry=registry)
+        registry.register(_Models(models))
+        self._request_children: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
+        self._model_children: dict[str, tuple[Histogram, Histogram, Counter, Counter, Counter]] = {}
+
+    def request(self, *, endpoint: str, status: int, model: str, seconds: float, error: str | None) -> None:
+        key = (endpoint, status, model)
+        children = self._request_children.get(key)
+        if children is None:
+            children = self._request_children[key] = (
+                self._requests.labels(endpoint, str(status), model),
+                self._seconds.labels(endpoint, model),
+            )
+        children[0].inc()
+        children[1].observe(seconds)
+        if error is not None:
+            self._errors.labels(error, model).inc()
+
+    def cancelled(self, model: str) -> None:
+        self._cancelled.labels(model).inc()
+
+    def generation(self, *, model: str, usage: Usage, first_token: float, seconds: float) -> None:
+        """A finished generation: seconds from its start to its first token and to its last."""
+        first, per_token, prompt, cached, generated = self._children(model)
+        first.observe(first_token)
+        if usage.completion_tokens > 1:
+            per_token.observe((seconds - first_token) / (usage.completion_tokens - 1))
+        prompt.inc(usage.prompt_tokens)
+        cached.inc(usage.cached_tokens)
+        generated.inc(usage.completion_tokens)
+
+    def embedding(self, *, model: str, prompt_tokens: int) -> None:
+        self._children(model)[2].inc(prompt_tokens)
+
+    def _children(self, model: str) -> tuple[Histogram, Histogram, Counter, Counter, Counter]:
+        children = self._model_children.get(model)
+        if children is None:
+            children = self._model_children[model] = (
+                self._first_token.labels(model),
+                self._per_token.labels(model),
+                self._prompt.labels(model),
+                self._cached.labels(model),
+                self._generated.labels(model),
+            )
+        return children
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Models(Collector):
+    """Reads the models' states when they are asked for."""
+
+    def __init__(self, models: Callable[[], Iterable[ModelRow]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "inferloom_model_state", "1 for the state a model is in.", labels=["model", "state"]
+        )
+        loaded = GaugeMetricFamily("inferloom_model_loaded", "Whether a model is loaded.", labels=["model"])
+        weights = GaugeMetricFamily(
+            "inferloom_model_weight_bytes", "Bytes of a loaded model's weights.", labels=["model"]
+        )
+        kv = GaugeMetricFamily(
+            "inferloom_model_kv_bytes", "Bytes of a loaded model's KV pages.", labels=["model"]
+        )
+        for model, state_name, word, weight_bytes, kv_bytes in self._models():
+            state.add_metric([model, state_name], 1)
+            loaded.add_metric([model], float(word == "loaded"))
+            weights.add_metric([model], weight_bytes)
+            kv.add_metric([model], kv_bytes)
+        yield from (state, loaded, weights, kv)

@@ -1,0 +1,84 @@
+"""`GET /v1/models`, `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+
+from inferloom.gateway.call import Call
+from inferloom.gateway.service import Service
+from inferloom.gateway.wire.models import ModelDetails, ModelList, ModelObject
+
+if TYPE_CHECKING:
+    from inferloom.catalog.catalog import Entry
+
+DEFAULT = "default"
+
+
+async def list_models(service: Service, call: Call) -> None:
+    """The entry `default` first, then the models as they are configured."""
+    catalog = service.catalog
+    entries = catalog.entries()
+    data: list[ModelObject] = []
+    if entries:
+        default = catalog.default
+        if default.id == DEFAULT:  # a model of that name is listed once
+            entries = [default, *(entry for entry in entries if entry is not default)]
+        else:
+            data.append(ModelObject(id=DEFAULT, created=int(default.created), root=default.id))
+    data += [
+        ModelObject(
+            id=entry.id,
+            created=int(entry.created),
+            root=_root(entry),
+            status=catalog.status(entry.id).word,
+            aliases=list(entry.aliases) or UNSET,
+        )
+        for entry in entries
+    ]
+    await call.json(ModelList(data=data))
+
+
+async def show_model(service: Service, call: Call) -> None:
+    """One model, by id, alias or `default`; the id is echoed as it was asked for."""
+    asked: str = call.scope["path_params"]["model_id"]
+    entry, _ = service.resolve(call, asked or "\0")
+    config = entry.config
+    status = service.catalog.status(entry.id)
+    card = status.card
+    now = time.monotonic()
+    await call.json(
+        ModelDetails(
+            id=asked,
+            created=int(entry.created),
+            root=_root(entry),
+            name=entry.id,
+            aliases=list(entry.aliases),
+            default=entry is service.catalog.default,
+            status=status.word,
+            state=str(status.state),
+            stage=status.stage,
+            fraction=status.fraction,
+            reason=status.reason,
+            retry_after=None if status.retry_at is None else max(0.0, round(status.retry_at - now, 3)),
+            driver=config.driver.type,
+            system_prompt=config.system_prompt,
+            parameters=card.parameters if card else None,
+            format=card.format if card else None,
+            kind=card.kind if card else None,
+            architecture=card.architecture if card else None,
+            dtype=card.dtype if card else None,
+            max_model_len=card.max_model_len if card else config.max_model_len,
+            vocab_size=card.vocab_size if card else None,
+            dimensions=(card.dimensions or None) if card else None,
+            has_chat_template=card.has_chat_template if card else None,
+            weight_bytes=card.weight_bytes if card else None,
+            kv_bytes=card.kv_bytes if card else None,
+        )
+    )
+
+
+def _root(entry: Entry) -> str:
+    return entry.config.weights or entry.id

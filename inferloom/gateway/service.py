@@ -1,0 +1,85 @@
+"""What every endpoint works with: the catalog, the limits, and the requests in progress."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+from inferloom.config.schema import Config
+from inferloom.errors import InvalidRequest
+from inferloom.gateway.admission import Admission
+from inferloom.gateway.call import Call
+from inferloom.gateway.exchange import Exchanges, Limits
+from inferloom.gateway.metrics import Metrics, ModelRow
+from inferloom.runners.base import ModelRunner
+from inferloom.types import ModelKind
+
+if TYPE_CHECKING:
+    from inferloom.catalog.catalog import Catalog, Entry
+
+_VERBS: dict[ModelKind, str] = {"generate": "generates text", "embed": "makes embeddings"}
+
+
+class Service:
+    """One serving gateway."""
+
+    def __init__(self, catalog: Catalog, config: Config, *, limits: Limits) -> None:
+        self.catalog = catalog
+        self.config = config
+        self.exchanges = Exchanges(limits)
+        self.admission = Admission(
+            config.server.max_concurrent_requests, patience=config.server.queue_timeout_secs
+        )
+        self.metrics = Metrics(self._model_rows)
+        self.draining = False
+
+    def resolve(self, call: Call, name: str | None) -> tuple[Entry, str]:
+        """The model of a request, and the name its answer carries: as it was given, else the model's id."""
+        call.model = "unknown"  # unknown names share a label: clients don't make series
+        entry = self.catalog.resolve(name)
+        call.model = entry.id
+        return entry, entry.id if name is None or name == "default" else name
+
+    def lease(self, entry: Entry) -> AbstractAsyncContextManager[ModelRunner]:
+        """A lease that waits for the model as long as loading may take."""
+        patience = self.config.server.load_timeout_secs
+        return self.catalog.lease(entry.id, deadline=time.monotonic() + patience if patience > 0 else None)
+
+    def refuse_other_kind(
+        self, entry: Entry, wanted: ModelKind, *, runner: ModelRunner | None = None
+    ) -> None:
+        """Raise where the model is known to do something else, naming the served models that can do it."""
+        card = runner.card() if runner is not None else self.catalog.status(entry.id).card
+        if card is None or card.kind == wanted:
+            return
+        able = [other.id for other in self.catalog.entries() if self.kind(other) == wanted]
+        advice = (
+            f"of the served models, {', '.join(able)} can" if able else "no model that is served is known to"
+        )
+        raise InvalidRequest(
+            f"The model {entry.id} {_VERBS[card.kind]} and cannot do this; {advice}.",
+            param="model",
+            code="wrong_model_kind",
+        )
+
+    def kind(self, entry: Entry) -> ModelKind | None:
+        """What a model does, where that is known: from its card."""
+        card = self.catalog.status(entry.id).card
+        return card.kind if card is not None else None
+
+    def _model_rows(self) -> list[ModelRow]:
+        rows: list[ModelRow] = []
+        for entry in self.catalog.entries():
+            status = self.catalog.status(entry.id)
+            card = status.card if status.word == "loaded" else None
+            rows.append(
+                (
+                    entry.id,
+                    str(status.state),
+                    status.word,
+                    card.weight_bytes if card else 0,
+                    card.kv_bytes if card else 0,
+                )
+            )
+        return rows

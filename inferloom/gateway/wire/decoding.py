@@ -1,0 +1,139 @@
+"""From the bytes of a body to a request: strict where it matters, and exact about what was not understood.
+
+The fast path decodes straight into a struct that forbids unknown fields. Only when that fails is the body decoded
+to plain objects, relieved of the fields nobody knows (their names are reported), and converted.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from inferloom.errors import InvalidRequest
+from inferloom.gateway.wire.sampling import IGNORED
+
+MAX_DEPTH = 64
+MAX_NAMED = 16  # unknown fields named in a header
+T = TypeVar("T", bound=msgspec.Struct)
+
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_FIELD = re.compile(r"`([^`]+)`")
+_PRINTABLE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+
+
+class BodyDecoder(Generic[T]):
+    """Decodes bodies of one request type."""
+
+    def __init__(self, request: type[T]) -> None:
+        self._type = request
+        self._decoder = msgspec.json.Decoder(request)
+        self._shape = msgspec.inspect.type_info(request)
+        self._ignored = tuple(name for name in IGNORED if name in request.__struct_fields__)
+
+    def decode(self, body: bytes) -> tuple[T, list[str]]:
+        """The request, and the names of fields that change nothing. Raises `InvalidRequest` with the place."""
+        refuse_depth(body)
+        ignored: list[str] = []
+        try:
+            request = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if "unknown field" not in str(error):
+                raise _invalid(error) from None
+            request = self._decode_slowly(body, ignored)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _malformed(error, body) from None
+        except RecursionError:
+            raise _too_deep() from None
+        for name in self._ignored:
+            if getattr(request, name) is not None:
+                ignored.append(name)
+        return request, ignored
+
+    def _decode_slowly(self, body: bytes, ignored: list[str]) -> T:
+        try:
+            data = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _malformed(error, body) from None
+        except RecursionError:
+            raise _too_deep() from None
+        remove_unknown(data, self._shape, "", ignored)
+        try:
+            return msgspec.convert(data, self._type)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from None
+
+
+def remove_unknown(data: Any, shape: msgspec.inspect.Type, place: str, found: list[str]) -> None:
+    """Delete from `data` the fields that no struct of `shape` has; their names, once each, go to `found`."""
+    if isinstance(shape, msgspec.inspect.UnionType):
+        wanted: Any = {dict: msgspec.inspect.StructType, list: msgspec.inspect.ListType}.get(type(data))
+        for member in shape.types:
+            if wanted is not None and isinstance(member, wanted):
+                remove_unknown(data, member, place, found)
+                return
+    elif isinstance(shape, msgspec.inspect.ListType) and isinstance(data, list):
+        for item in data:
+            remove_unknown(item, shape.item_type, f"{place}[]", found)
+    elif isinstance(shape, msgspec.inspect.StructType) and isinstance(data, dict):
+        fields = {field.encode_name: field.type for field in shape.fields}
+        for name in list(data):
+            path = f"{place}.{name}" if place else name
+            if name in fields:
+                remove_unknown(data[name], fields[name], path, found)
+            else:
+                del data[name]
+                if len(found) < MAX_NAMED and path not in found:
+                    found.append(path)
+
+
+def header_value(ignored: list[str]) -> bytes:
+    """The names as a header's value; a name that could not stand in a header is given as a question mark."""
+    return ", ".join(name if _PRINTABLE.fullmatch(name) else "?" for name in ignored).encode("ascii")
+
+
+def refuse_depth(body: bytes) -> None:
+    """Raise for JSON nested deeper than `MAX_DEPTH`: some parsers, templates and grammars recurse."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in _STRINGS.sub(b"", body).translate(None, _NOT_BRACKETS):
+        if bracket in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _too_deep()
+        else:
+            depth -= 1
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="nested_too_deep")
+
+
+def _invalid(error: msgspec.ValidationError) -> InvalidRequest:
+    text = str(error)
+    place = _PLACE.search(text)
+    if place is not None:
+        param = place.group(1)
+        return InvalidRequest(f"Invalid value for '{param}': {_lower(text[: place.start()])}.", param=param)
+    field = _FIELD.search(text)
+    if "missing required field" in text and field is not None:
+        return InvalidRequest(f"Missing required field '{field.group(1)}'.", param=field.group(1))
+    return InvalidRequest(f"The body is not valid: {_lower(text)}.")
+
+
+def _malformed(error: Exception, body: bytes) -> InvalidRequest:
+    if isinstance(error, UnicodeDecodeError):
+        detail = "a string is not valid UTF-8"
+    else:
+        detail = _lower(str(error).removeprefix("JSON is malformed: "))
+        if detail == "input data was truncated":
+            detail = f"it ends too early (byte {len(body)}), or a \\u escape is half of a surrogate pair"
+    return InvalidRequest(f"The body is not valid JSON: {detail}.", code="invalid_json")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,94 @@
+"""`POST /v1/embeddings`: the request, and rows of an answer."""
+
+from __future__ import annotations
+
+import array
+import binascii
+import math
+import sys
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from inferloom.errors import InvalidRequest
+from inferloom.gateway.wire.completions import split
+from inferloom.types import EmbedResult
+
+MAX_INPUTS = 2048  # OpenAI's limit
+
+
+class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of an embedding request. `input`: a text, texts, token ids, or lists of token ids."""
+
+    input: str | list[Any]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    user: str | None = None
+
+
+class Embedding(msgspec.Struct, kw_only=True):
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
+    index: int
+
+
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+def inputs(request: EmbeddingRequest) -> list[str | list[int]]:
+    found = split(request.input, field="input")
+    if len(found) > MAX_INPUTS:
+        raise InvalidRequest(
+            f"`input` holds {len(found)} items, {MAX_INPUTS} are the limit; send several requests.",
+            param="input",
+        )
+    if any(not item for item in found):
+        raise InvalidRequest(
+            "`input` holds an empty text or list; every input needs at least one token.", param="input"
+        )
+    return found
+
+
+def rows(result: EmbedResult, *, dimensions: int | None) -> list[array.array[float]]:
+    """One float32 array per input; shortened to `dimensions` and brought back to length 1 where that is asked."""
+    values = array.array("f")
+    values.frombytes(result.data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    width = result.dimensions
+    found = [values[start : start + width] for start in range(0, len(values), width)]
+    if dimensions is None or dimensions == width:
+        return found
+    if dimensions > width:
+        raise InvalidRequest(
+            f"`dimensions` is {dimensions}, but the model's embeddings have {width}; ask for at most {width}.",
+            param="dimensions",
+        )
+    return [_shortened(row, dimensions) for row in found]
+
+
+def _shortened(row: array.array[float], dimensions: int) -> array.array[float]:
+    head = row[:dimensions]
+    length = math.sqrt(math.fsum(value * value for value in head))
+    return array.array("f", [value / length for value in head]) if length else head
+
+
+def encode_row(row: array.array[float], encoding: str) -> list[float] | str:
+    """A row as JSON numbers, or as base64 of little-endian float32."""
+    if encoding == "float":
+        return row.tolist()
+    if sys.byteorder == "big":
+        row = row[:]
+        row.byteswap()
+    return binascii.b2a_base64(row.tobytes(), newline=False).decode()

@@ -1,0 +1,232 @@
+"""A catalog whose runners are scripted: what the gateway's own tests drive it with."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from inferloom.config.schema import Config, DriverConfig, ModelConfig
+from inferloom.errors import InferloomError, ModelNotFound
+from inferloom.runners.base import ModelRunner, RunHandle, SessionRebuildCause
+from inferloom.types import (
+    EmbedBatch,
+    EmbedResult,
+    ExecuteBatch,
+    ModelCard,
+    RuntimeKind,
+    TokenChunk,
+    TransportKind,
+    Usage,
+)
+
+WORDS = ("Paris", " is", " the", " capital", " of", " France", ".")
+DIMENSIONS = 4
+
+
+def answer(batch: ExecuteBatch) -> list[TokenChunk]:
+    """The same sentence for every choice, cut at `max_tokens`."""
+    limit = min(batch.max_tokens if batch.max_tokens is not None else len(WORDS), len(WORDS))
+    chunks = [
+        TokenChunk(index=index, text=WORDS[word], token_ids=(word,))
+        for word in range(limit)
+        for index in range(batch.n)
+    ]
+    reason = "stop" if limit == len(WORDS) else "length"
+    chunks += [TokenChunk(index=index, finish_reason=reason) for index in range(batch.n)]
+    chunks[-1].usage = Usage(prompt_tokens=5, completion_tokens=limit * batch.n, cached_tokens=2)
+    return chunks
+
+
+class ScriptedRunner(ModelRunner):
+    """Feeds `script(batch)` into the handle; with `hold`, only the first chunk, until it is released."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+        self.script: Callable[[ExecuteBatch], Iterable[TokenChunk]] = answer
+        self.batches: list[ExecuteBatch | EmbedBatch] = []
+        self.hold_after: int | None = None
+        self.error: InferloomError | None = None  # ends the run after the held chunks
+        self.cancelled = asyncio.Event()
+        self.started = asyncio.Event()
+        self.handles: list[RunHandle] = []
+
+    async def execute(self, batch: ExecuteBatch) -> RunHandle:
+        self.batches.append(batch)
+        handle = RunHandle(on_cancel=self.cancelled.set)
+        self.handles.append(handle)
+        chunks = list(self.script(batch))
+        kept = chunks if self.hold_after is None else chunks[: self.hold_after]
+        for chunk in kept:
+            handle.feed(chunk)
+        if self.error is not None:
+            handle.fail(self.error)
+        elif self.hold_after is None:
+            handle.finish()
+        self.started.set()
+        return handle
+
+    async def embed(self, batch: EmbedBatch) -> EmbedResult:
+        self.batches.append(batch)
+        values = array.array("f")
+        for index, _ in enumerate(batch.inputs):
+            values.extend([0.5, -0.5, 0.5, 0.5 if index % 2 else -0.5])
+        return EmbedResult(data=values.tobytes(), dimensions=DIMENSIONS, prompt_tokens=3 * len(batch.inputs))
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [*([1] if add_special_tokens else []), *text.encode()]
+
+    async def detokenize(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, tokens))
+
+    def card(self) -> ModelCard:
+        return self._card
+
+    async def rebuild_session(self, cause: SessionRebuildCause) -> None: ...
+
+    def runtime_kind(self) -> RuntimeKind:
+        return RuntimeKind.DUMMY
+
+    def transport_kind(self) -> TransportKind:
+        return TransportKind.IN_PROCESS
+
+
+@dataclass
+class StandInStatus:
+    word: str = "loaded"
+    state: str = "ready"
+    stage: str | None = None
+    fraction: float | None = None
+    reason: str | None = None
+    since: float = 0.0
+    retry_at: float | None = None
+    card: ModelCard | None = None
+    pid: int | None = None
+
+
+@dataclass
+class StandInEntry:
+    id: str
+    config: ModelConfig
+    runner: ScriptedRunner
+    aliases: tuple[str, ...] = ()
+    created: int = 1_700_000_000
+    status: StandInStatus = field(default_factory=StandInStatus)
+    load_error: InferloomError | None = None
+    gate: asyncio.Event | None = None  # a load that waits for it
+
+    def __post_init__(self) -> None:
+        self.status.card = self.runner.card()
+
+
+class StandInCatalog:
+    """The catalog's surface over `StandInEntry`s."""
+
+    def __init__(self, entries: list[StandInEntry]) -> None:
+        self._entries = entries
+        self.leases = 0
+        self.deadlines: list[float | None] = []
+        self.forced: list[bool] = []
+
+    def entries(self) -> list[StandInEntry]:
+        return list(self._entries)
+
+    @property
+    def default(self) -> StandInEntry:
+        return self._entries[0]
+
+    def resolve(self, name: str | None) -> StandInEntry:
+        if name is None or name == "default":
+            return self.default
+        for entry in self._entries:
+            if name in (entry.id, *entry.aliases, entry.config.weights):
+                return entry
+        raise ModelNotFound(f"model not found: {name}", param="model")
+
+    def status(self, name: str) -> StandInStatus:
+        return self.resolve(name).status
+
+    @asynccontextmanager
+    async def lease(self, name: str, *, deadline: float | None = None) -> AsyncIterator[ModelRunner]:
+        entry = self.resolve(name)
+        self.deadlines.append(deadline)
+        await self._ensure(entry)
+        self.leases += 1
+        try:
+            yield entry.runner
+        finally:
+            self.leases -= 1
+
+    async def _ensure(self, entry: StandInEntry) -> None:
+        if entry.gate is not None:
+            await entry.gate.wait()
+        if entry.load_error is not None:
+            entry.status.word, entry.status.state = "internal_error", "failed"
+            raise entry.load_error
+        entry.status.word, entry.status.state = "loaded", "ready"
+
+    async def load(self, name: str) -> None:
+        await self._ensure(self.resolve(name))
+
+    reload = load
+
+    async def unload(self, name: str, *, force: bool = False) -> None:
+        self.forced.append(force)
+        status = self.resolve(name).status
+        status.word, status.state = "unloaded", "unloaded"
+
+    async def drain(self, timeout: float) -> None: ...
+
+
+def chat_card(**changes: object) -> ModelCard:
+    return ModelCard(
+        **{
+            "kind": "generate",
+            "architecture": "dummy",
+            "parameters": 7,
+            "format": "dummy",
+            "dtype": "none",
+            "max_model_len": 2048,
+            "vocab_size": 256,
+            "has_chat_template": True,
+        }
+        | changes
+    )
+
+
+def embed_card() -> ModelCard:
+    return chat_card(kind="embed", dimensions=DIMENSIONS, has_chat_template=False)
+
+
+def model(name: str, **changes: object) -> ModelConfig:
+    return ModelConfig(**{"name": name, "driver": DriverConfig(type="dummy")} | changes)
+
+
+def two_models() -> StandInCatalog:
+    """`talker`, the default, with an alias and a source; and `vectors`, which makes embeddings."""
+    talker = model("talker", source="house/talker", aliases=["chatty"], system_prompt=None)
+    return StandInCatalog(
+        [
+            StandInEntry("talker", talker, ScriptedRunner(chat_card()), aliases=("chatty",)),
+            StandInEntry("vectors", model("vectors"), ScriptedRunner(embed_card())),
+        ]
+    )
+
+
+def config(catalog: StandInCatalog, **server: object) -> Config:
+    made = Config(model=[entry.config for entry in catalog.entries()])
+    for key, value in server.items():
+        assert hasattr(made.server, key)
+        setattr(made.server, key, value)
+    return made
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    """Wait for a condition; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(0.002)
