@@ -209,15 +209,12 @@ class TextCodec:
             ordinary=not kwargs and is_ordinary(messages),
         )
 
-    def response_constraint(self, constraint: Constraint, *, prompt: str = "") -> Constraint:
-        """A response format as the worker takes it (`json_schema`, `regex` or `lark`), with room for a thought
-        before it where the model thinks. `prompt` is the rendered chat."""
-        opened = self.reasoning is not None and self.reasoning.is_open(prompt)
-        return answer_grammar(
-            constraint,
-            self._marks,
-            thought=thought_rule(self.reasoning if prompt else None, self._marks, opened=opened),
-        )
+    def response_constraint(
+        self, constraint: Constraint, *, reasoning: ReasoningFormat | None = None, thinking: bool = False
+    ) -> Constraint:
+        """A response format as the worker takes it (`json_schema`, `regex` or `lark`). With `reasoning` a thought
+        may come before the answer; with `thinking` the prompt ends inside one."""
+        return answer_grammar(constraint, thought=thought_rule(reasoning, self._marks, opened=thinking))
 
     def _template(self, *, tools: bool) -> ChatTemplate:
         wanted = ("tool_use", "default") if tools else ("default",)

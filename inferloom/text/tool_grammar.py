@@ -70,14 +70,18 @@ def calls_grammar(
     thought: ThoughtRule,
     free_text: bool,
     several: bool,
+    response: Constraint | None = None,
 ) -> Constraint:
     """An answer with calls of `tools`: with `free_text` they may be missing or come after text, otherwise the
-    answer is one call (or more, with `several`) and nothing else."""
+    answer is one call (or more, with `several`) and nothing else. With `response` (no `lark`) an answer without
+    calls must match it."""
     opening = marks(syntax.opening)
     bare = " | calls" if syntax.bare else ""
     lines = [f"start: {thought.start}answer", *thought.rules]
     if not free_text:
         lines.append("answer: calls" if syntax.bare else f"answer: {opening} calls")
+    elif response is not None:
+        lines += [f"answer: response | {opening} calls{bare}", f"response: {_response_body(response)}"]
     elif marks.is_token(syntax.opening):
         lines += [f"answer: TEXT? | TEXT? {opening} calls{bare}", f"TEXT: {_text_pattern(syntax)}"]
     else:
@@ -134,27 +138,28 @@ def arguments_schema(tool: Tool) -> Mapping[str, Any]:
     return parameters if "type" in parameters else {"type": "object", **parameters}
 
 
-def answer_grammar(constraint: Constraint, marks: Marks, *, thought: ThoughtRule) -> Constraint:
+def answer_grammar(constraint: Constraint, *, thought: ThoughtRule) -> Constraint:
     """A response format as the worker takes it: JSON in compact form, after a thought where the model thinks.
 
     A `lark` grammar is left as it is: its author says what the whole answer looks like.
     """
     if constraint.kind == "lark" or (constraint.kind == "regex" and not thought.start):
         return constraint
+    if not thought.start:
+        return Constraint(kind="json_schema", value=_compact_schema(constraint))
+    lines = [*thought.rules, f"start: {thought.start}answer", f"answer: {_response_body(constraint)}"]
+    return Constraint(kind="lark", value="\n".join(lines) + "\n")
+
+
+def _compact_schema(constraint: Constraint) -> str:
+    schema = msgspec.json.decode(constraint.value) if constraint.kind == "json_schema" else {"type": "object"}
+    return json.dumps(guided(schema if isinstance(schema, dict) else {}))
+
+
+def _response_body(constraint: Constraint) -> str:
     if constraint.kind == "regex":
-        pattern = constraint.value.replace("/", "\\/")
-        body = f"/{pattern}/"
-    else:
-        schema = (
-            msgspec.json.decode(constraint.value) if constraint.kind == "json_schema" else {"type": "object"}
-        )
-        compact = json.dumps(guided(schema if isinstance(schema, dict) else {}))
-        if not thought.start:
-            return Constraint(kind="json_schema", value=compact)
-        body = f"%json {compact}"
-    return Constraint(
-        kind="lark", value="\n".join([*thought.rules, f"start: {thought.start}body", f"body: {body}"])
-    )
+        return f"/{constraint.value.replace('/', chr(92) + '/')}/"
+    return f"%json {_compact_schema(constraint)}"
 
 
 def _literal(text: str) -> str:

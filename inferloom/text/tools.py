@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
-from inferloom.errors import InvalidRequest
+from inferloom.errors import InvalidRequest, Unsupported
 from inferloom.text.call_syntax import (
     ARGUMENTS_MARK,
     CALL_ID_MARK,
@@ -86,11 +86,13 @@ class ToolFormat:
         *,
         thinking: bool = False,
         parallel: bool = True,
+        response: Constraint | None = None,
     ) -> Constraint | None:
         """What the answer must match: with `auto` free text in which calls are valid once begun, with `required`
         or a named function valid calls alone. None for `none`, or without tools.
 
-        `thinking`: the prompt ends inside a thought. `parallel`: several calls are allowed.
+        `thinking`: the prompt ends inside a thought. `parallel`: several calls are allowed. `response`: what an
+        answer without calls must match.
         Raises `InvalidRequest` where the choice cannot be met.
         """
         if choice.mode == "none":
@@ -106,6 +108,10 @@ class ToolFormat:
                     f"tool_choice names the function {choice.name!r}, which is not among the tools",
                     param="tool_choice",
                 )
+        if response is not None and response.kind == "lark" and choice.mode == "auto":
+            raise Unsupported(
+                "a grammar together with tools", "a Lark grammar is the whole answer's", param="grammar"
+            )
         return calls_grammar(
             self.syntax,
             tools,
@@ -113,6 +119,7 @@ class ToolFormat:
             thought=thought_rule(self._reasoning, self._marks, opened=thinking),
             free_text=choice.mode == "auto",
             several=parallel and choice.mode != "function",
+            response=response,
         )
 
     def parser(self, tools: Sequence[Tool]) -> ToolCallParser:
