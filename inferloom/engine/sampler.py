@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from inferloom.engine.messages import Logprob, SamplingSpec
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
 
-# How many of the best tokens are looked at. A row's sizes depend on the row alone, so that ties fall the same way in any batch.
+# How many of the best tokens are looked at. A row's size depends on the row's own sampling alone, so that ties fall the same
+# way in any batch.
 _SIZES = (64, 256, 1024, 8192)
+_BLOCK = 256  # of the vocabulary, in the search for a token
+_BINS, _BINS_PER_NAT = 4096, 64.0
 
 
 @dataclass(slots=True)
@@ -107,38 +111,41 @@ def _restrict(logits: torch.Tensor, mask: Mask) -> None:
 
 
 def _choose(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
-    best = logits.argmax(dim=-1)
+    best = _argmax(logits)
     tops = logits.gather(1, best[:, None])  # NaN or −inf: not a distribution
     tokens: list[int] = best.tolist()
     valid = torch.isfinite(tops[:, 0]).tolist()
 
     free: list[int] = []  # no top-k, no top-p: the whole vocabulary stays in play
-    truncated: dict[int, list[int]] = {}  # by how many of the best tokens must be looked at first
+    truncated: dict[int, list[int]] = {}  # by how many of the best tokens are looked at
     for i, draw in enumerate(draws):
         if not valid[i]:
             tokens[i] = -1
         elif draw.sampling.temperature > 0:
-            size = _first_size(draw.sampling, logits.shape[1])
+            size = _size(draw.sampling, logits.shape[1])
             if size is None:
                 free.append(i)
             else:
                 truncated.setdefault(size, []).append(i)
     if free:
-        group = _Group.of(logits, tops, draws, free)
-        _store(tokens, free, _draw_free(group))
-    while truncated:
-        size = min(truncated)
-        members = truncated.pop(size)
+        _store(tokens, free, _draw_free(_Group.of(logits, tops, draws, free)))
+    for size, members in truncated.items():
         group = _Group.of(logits, tops, draws, members)
         drawn = _draw_truncated(group, size)
         _store(tokens, members, drawn)
-        if unsettled := [i for i, token in zip(members, drawn, strict=True) if token < 0]:
-            larger = next((s for s in _SIZES if s > size), logits.shape[1])
-            truncated.setdefault(min(larger, logits.shape[1]), []).extend(unsettled)
+        if unsettled := [place for place, token in enumerate(drawn) if token < 0]:
+            _store(tokens, [members[place] for place in unsettled], _draw_nucleus(group.take(unsettled)))
     return tokens
 
 
-def _first_size(sampling: SamplingSpec, vocab: int) -> int | None:
+def _argmax(logits: torch.Tensor) -> torch.Tensor:
+    """int64 [rows]. numpy's is several times faster than torch's on a CPU; both find NaN first."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.argmax(dim=-1)
+
+
+def _size(sampling: SamplingSpec, vocab: int) -> int | None:
     if 0 < sampling.top_k < vocab:
         return min(next((s for s in _SIZES if s >= sampling.top_k), vocab), vocab)
     return min(_SIZES[0], vocab) if sampling.top_p < 1.0 else None
@@ -156,7 +163,7 @@ class _Group:
     scores: torch.Tensor  # float32 [n, vocab]
     top_k: torch.Tensor  # int64 [n, 1], vocab where off
     top_p: torch.Tensor  # float64 [n, 1], 1 where off
-    min_p: torch.Tensor  # float32 [n, 1], 0 where off
+    least: torch.Tensor  # float32 [n, 1], log of min-p: the least score in play, −inf where off
     dice: torch.Tensor  # float64 [n, 1], in [0, 1)
 
     @staticmethod
@@ -170,32 +177,38 @@ class _Group:
         def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
-        temperature = column([d.sampling.temperature for d in chosen], torch.float32)
+        # A subnormal temperature would make 0 / 0 of the best score.
+        temperature = column([max(d.sampling.temperature, 1e-30) for d in chosen], torch.float32)
         return _Group(
-            # the smallest positive float32 would make 0 / 0 of a subnormal temperature
-            scores=(logits - tops) / temperature.clamp_min(1e-30),
+            scores=(logits - tops).div_(temperature),
             top_k=column(
                 [d.sampling.top_k if 0 < d.sampling.top_k < vocab else vocab for d in chosen], torch.int64
             ),
             top_p=column([d.sampling.top_p for d in chosen], torch.float64),
-            min_p=column([d.sampling.min_p for d in chosen], torch.float32),
+            least=column([d.sampling.min_p for d in chosen], torch.float32).log_(),
             dice=column(
                 [uniform(d.sampling.seed, choice=d.choice, position=d.position) for d in chosen],
                 torch.float64,
             ),
         )
 
+    def take(self, places: list[int]) -> _Group:
+        index = torch.tensor(places, device=self.scores.device)
+        return _Group(
+            self.scores[index], self.top_k[index], self.top_p[index], self.least[index], self.dice[index]
+        )
+
 
 def _draw_free(group: _Group) -> list[int]:
-    """Inverse of the distribution function over the vocabulary in its own order."""
+    """From the whole vocabulary, less what min-p forbids."""
     probabilities = torch.softmax(group.scores, dim=-1)
-    if bool((group.min_p > 0).any()):
-        probabilities = probabilities * (group.scores.exp() >= group.min_p)
-    return _invert(probabilities, group.dice).tolist()
+    if bool(torch.isfinite(group.least).any()):
+        probabilities.masked_fill_(group.scores < group.least, 0.0)
+    return _pick(probabilities, group.dice)
 
 
 def _draw_truncated(group: _Group, size: int) -> list[int]:
-    """The same over the `size` best tokens, best first; −1 for rows whose top-p reaches beyond them."""
+    """From the `size` best tokens, best first; −1 for rows whose top-p reaches beyond them."""
     vocab = group.scores.shape[1]
     best = group.scores.topk(size, dim=-1)
     limited = group.top_k < vocab
@@ -205,14 +218,55 @@ def _draw_truncated(group: _Group, size: int) -> list[int]:
         whole = torch.softmax(group.scores, dim=-1).gather(1, best.indices)
         probabilities = torch.where(limited, probabilities, whole)
     mass = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    settled = (
-        limited[:, 0] | (mass[:, -1] >= group.top_p[:, 0]) if size < vocab else torch.ones_like(limited[:, 0])
-    )
-    kept = ((mass - probabilities) < group.top_p) & (within.exp() >= group.min_p)
-    kept[:, 0] = True  # top_p = 0 and rounding leave the best
+    settled = limited[:, 0] | (mass[:, -1] >= group.top_p[:, 0]) | (size == vocab)
+    kept = ((mass - probabilities) < group.top_p) & (within >= group.least)
+    kept[:, 0] = True  # top_p = 0 leaves the best
     places = _invert(probabilities * kept, group.dice)
     tokens = best.indices.gather(1, places[:, None])[:, 0]
     drawn: list[int] = torch.where(settled, tokens, -1).tolist()
+    return drawn
+
+
+def _draw_nucleus(group: _Group) -> list[int]:
+    """Top-p where it reaches far into the vocabulary, without sorting it: row by row, sum the mass in bins of the score,
+    and sort the one bin in which it reaches top_p. Tokens that tie with the nucleus' last belong to it."""
+    probabilities = torch.softmax(group.scores, dim=-1)
+    rows = zip(
+        probabilities.cpu().numpy(), group.scores.cpu().numpy(), group.top_p[:, 0].tolist(), strict=True
+    )
+    least: list[float] = []
+    for mass, scores, top_p in rows:
+        bins = np.minimum(-scores * _BINS_PER_NAT, _BINS - 1).astype(np.int32)
+        reached = np.bincount(bins, weights=mass, minlength=_BINS).cumsum()
+        wanted = top_p * reached[-1]
+        last = int(reached.searchsorted(wanted))
+        edge = np.sort(mass[bins == last])[::-1]
+        before = reached[last - 1] if last else 0.0
+        count = int((before + edge.cumsum(dtype=np.float64)).searchsorted(wanted)) + 1
+        least.append(float(edge[min(count, len(edge)) - 1]))
+    threshold = torch.tensor(least, dtype=probabilities.dtype, device=probabilities.device)[:, None]
+    probabilities.masked_fill_((probabilities < threshold) | (group.scores < group.least), 0.0)
+    return _pick(probabilities, group.dice)
+
+
+def _pick(weights: torch.Tensor, dice: torch.Tensor) -> list[int]:
+    """`_invert` over a vocabulary: first the block of columns, then the column in it."""
+    rows, vocab = weights.shape
+    if vocab % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, _BLOCK - vocab % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
+    sums = blocks.sum(dim=-1, dtype=torch.float64)
+    reached = sums.cumsum(dim=-1)
+    target = dice * reached[:, -1:]
+    block = torch.searchsorted(reached, target, right=True)
+    within = blocks[torch.arange(rows, device=weights.device), block[:, 0]].cumsum(
+        dim=-1, dtype=torch.float64
+    )
+    # The two sums of a block may differ in the last bit: stay within this one.
+    rest = target - (reached - sums).gather(1, block)
+    rest = torch.minimum(rest, within[:, -1:] * (1 - 2.0**-48))
+    column = torch.searchsorted(within, rest, right=True)
+    drawn: list[int] = (block * _BLOCK + column)[:, 0].tolist()
     return drawn
 
 
