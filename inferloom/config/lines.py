@@ -66,7 +66,6 @@ class _Scanner:
         array = self._place(self._key(), last=False)
         index = self.tables.get(array, -1) + 1
         self.tables[array] = index
-        self.lines.setdefault(array, self._line())
         self._note((*array, index))
         self.at += 2
         return (*array, index)
@@ -138,7 +137,9 @@ class _Scanner:
                 index += 1
 
     def _note(self, path: Path) -> None:
-        self.lines.setdefault(path, self._line())
+        line = self._line()
+        for length in range(1, len(path) + 1):  # a header may open the tables around it as well
+            self.lines.setdefault(path[:length], line)
 
     def _line(self) -> int:
         self.line += self.text.count("\n", self.counted, self.at)
