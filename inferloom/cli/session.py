@@ -48,10 +48,8 @@ class Session:
     def models(self) -> list[ModelRow]:
         """Every declared model in the order of the configuration."""
         listing = self._get("/v1/models")
-        names = [item["id"] for item in listing["data"]]
-        # "default" stands first in the listing; it is an entry of its own only where it is the one model's name.
-        if len(names) > 1 and names[0] == "default":
-            names = names[1:]
+        # "default" stands first and stands for another one, without a status of its own, unless a model is named so.
+        names = [item["id"] for item in listing["data"] if item["id"] != "default" or "status" in item]
         return [_row(self._get(f"/v1/models/{quote(name)}")) for name in names]
 
     def find(self, name: str) -> ModelRow:
@@ -104,7 +102,7 @@ def _row(card: dict[str, Any]) -> ModelRow:
         kind=str(card.get("kind") or ""),
         parameters=int(card.get("parameters") or 0),
         bytes=int(card.get("weight_bytes") or 0),
-        source=str(card.get("source") or ""),
+        source=str(card.get("root") or ""),
         driver=str(card.get("driver") or ""),
         system_prompt=card.get("system_prompt"),
         default=bool(card.get("default")),
@@ -199,7 +197,7 @@ def start(config: Config) -> Iterator[Session]:
     from inferloom.worker.pool import WorkerPool
 
     with asyncio.Runner() as runner:
-        pool = WorkerPool()
+        pool = WorkerPool.for_config(config)
         catalog = Catalog(config, pool)
 
         async def open_all() -> None:

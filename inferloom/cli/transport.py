@@ -175,7 +175,7 @@ class _AppReply(Reply):
     async def _begin(self, app: AsgiApp, scope: dict[str, Any]) -> None:
         async def call() -> None:
             try:
-                await app(scope, self._receive, self._arrived.put)
+                await app(scope, self._receive, self._send)
             finally:
                 self._arrived.put_nowait(None)
 
@@ -187,6 +187,11 @@ class _AppReply(Reply):
             return {"type": "http.request", "body": body, "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._gone.is_set():
+            raise OSError("the reader has gone")  # as a server's socket would
+        await self._arrived.put(message)
 
     def _next(self) -> dict[str, Any] | None:
         return self._runner.run(self._arrived.get())

@@ -34,7 +34,7 @@ class StandIn:
 
     async def _listing(self, request: Request) -> Response:
         self.authorizations.append(request.headers.get("authorization"))
-        data = [{"id": name, "object": "model"} for name in ("default", "org/small", "vectors")]
+        data = [{"id": "default"}, *({"id": name, "status": "loaded"} for name in ("org/small", "vectors"))]
         return JSONResponse({"object": "list", "data": data})
 
     async def _card(self, request: Request) -> Response:
