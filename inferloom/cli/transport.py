@@ -16,6 +16,7 @@ AsgiApp = Callable[
     [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
 ]
 CONNECT_SECONDS = 5.0
+UNREAD_MESSAGES = 64  # of an application in this process; then it waits for its reader
 
 
 class NoServer(InferloomError):
@@ -162,7 +163,7 @@ class _AppReply(Reply):
         self._runner = runner
         self._body: bytes | None = body
         self._gone = asyncio.Event()
-        self._arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(UNREAD_MESSAGES)
         self._task: asyncio.Task[None] | None = None
 
     def start(self, app: AsgiApp, scope: dict[str, Any]) -> None:
@@ -177,7 +178,8 @@ class _AppReply(Reply):
             try:
                 await app(scope, self._receive, self._send)
             finally:
-                self._arrived.put_nowait(None)
+                if not self._gone.is_set():
+                    await self._arrived.put(None)
 
         self._task = asyncio.create_task(call())
 
@@ -211,6 +213,8 @@ class _AppReply(Reply):
     def close(self) -> None:
         async def end(task: asyncio.Task[None]) -> None:
             self._gone.set()
+            while not self._arrived.empty():
+                self._arrived.get_nowait()  # a sender that waits for room goes on, and its next message is refused
             await asyncio.wait([task], timeout=CONNECT_SECONDS)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
