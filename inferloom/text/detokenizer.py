@@ -278,9 +278,8 @@ def _metaspace(decoder: dict[str, Any]) -> Callable[[str, bool], str]:
     mark, strips = decoder["replacement"], decoder.get("prepend_scheme", "always") != "never"
 
     def piece(token: str, first: bool) -> str:
-        if first and strips and token.startswith(mark):
-            token = token[len(mark) :]
-        return token.replace(mark, " ")
+        # in the first token the library drops every mark, not only the first one
+        return token.replace(mark, "" if first and strips else " ")
 
     return piece
 

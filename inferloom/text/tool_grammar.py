@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,7 +159,9 @@ def _compact_schema(constraint: Constraint) -> str:
 
 def _response_body(constraint: Constraint) -> str:
     if constraint.kind == "regex":
-        return f"/{constraint.value.replace('/', chr(92) + '/')}/"
+        pattern = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", constraint.value)
+        pattern = pattern.replace("\n", r"\n")
+        return f"/{pattern}/"
     return f"%json {_compact_schema(constraint)}"
 
 
