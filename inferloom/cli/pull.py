@@ -17,7 +17,7 @@ from inferloom.sources.table import SHORT_NAMES, ShortName
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="NAME…",
+        metavar="NAME",
         help="Short names, hub repositories (OWNER/NAME@REVISION#FILE.gguf), packages (pypi:NAME==VERSION#PATH), paths.",
     ),
 ]

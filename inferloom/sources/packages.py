@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +32,7 @@ Progress = Callable[[LoadProgress], None]
 
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _NETWORK = re.compile(
-    r"ConnectionError|NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|MaxRetryError|"
+    r"ConnectionError|connection error|NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|MaxRetryError|"
     r"Temporary failure in name resolution|Name or service not known|Network is unreachable|timed out|"
     r"Connection (?:refused|reset|aborted)",
     re.IGNORECASE,
@@ -152,7 +153,7 @@ def _follow(
 ) -> str:
     """Report progress while pip runs; returns what else it said. `counted`: this pip does not report, so the bytes on
     disk are counted."""
-    said: list[str] = []
+    said: deque[str] = deque(maxlen=4000)
     assert pip.stdout is not None and pip.stderr is not None
     readers = [
         threading.Thread(target=_read, args=(stream, ref, said, progress), daemon=True)
@@ -172,7 +173,7 @@ def _follow(
     return "".join(said)
 
 
-def _read(lines: Iterable[str], ref: PackageRef, said: list[str], progress: Progress) -> None:
+def _read(lines: Iterable[str], ref: PackageRef, said: deque[str], progress: Progress) -> None:
     for line in lines:
         match = _RAW_PROGRESS.search(line)
         if match is None or int(match[2]) == 0:
