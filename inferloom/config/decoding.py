@@ -116,6 +116,8 @@ def _check_struct(table: Any, of: type[msgspec.Struct], path: Path, problems: Pr
 
 
 def _check(value: Any, declared: inspect.Type, path: Path, problems: Problems) -> None:
+    if value is None and _may_be_unset(declared):
+        return
     kind = plain(declared)
     if isinstance(kind, inspect.StructType):
         _check_struct(value, kind.cls, path, problems)
@@ -139,6 +141,14 @@ def _check(value: Any, declared: inspect.Type, path: Path, problems: Problems) -
         problems.add(path, f"{dotted(path)} must be a finite number{_bounds(kind, ' ')}, not {value}.")
     elif isinstance(kind, inspect.IntType | inspect.FloatType) and not _within(value, kind):
         problems.add(path, f"{dotted(path)} must be {_bounds(kind)}, not {value}.")
+
+
+def _may_be_unset(kind: inspect.Type) -> bool:
+    """TOML has no null; JSON and the structs' own defaults have."""
+    kind = kind.type if isinstance(kind, inspect.Metadata) else kind
+    return isinstance(kind, inspect.UnionType) and any(
+        isinstance(option, inspect.NoneType) for option in kind.types
+    )
 
 
 def _fits(value: Any, kind: inspect.Type) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -24,6 +24,7 @@ from inferloom.config.writing import changing, replace
 from inferloom.errors import ConfigError
 
 REDACTED = "<redacted>"
+_NORMALISED = ("type", "device", "dtype", "activation_dtype")  # keys that are read in another spelling
 _COMMENTED_KEYS = re.compile(r"(#.*\bapi_keys\b\s*=).*")
 
 
@@ -46,8 +47,15 @@ def set_value(path: FilePath, key: str, text: str) -> Any:
         config = loads(before, origin=str(path))
         where = split_path(key)
         value = coerce(text, type_at(where, config))
-        after = with_value(_without_synonym(before, where), where, value)
-        _stored(loads(after, origin=f"{path} with {key} set"), where, value)
+        base = _without_synonym(before, where)
+        origin = f"{path} with {key} set"
+        try:
+            after = _checked(with_value(base, where, value), where, value, origin=origin)
+        except ConfigError as refused:
+            try:  # a new table below dotted keys is lost by tomlkit unless it is an inline one
+                after = _checked(with_value(base, where, value, inline=True), where, value, origin=origin)
+            except ConfigError:
+                raise refused from None
         replace(path, after)
         return value
 
@@ -59,7 +67,7 @@ def unset(path: FilePath, key: str) -> None:
         where = split_path(key)
         type_at(where, loads(before, origin=str(path)))
         document = _document(before)
-        table = _walk(document, where[:-1], key, create=False)
+        table = _walk(document, where[:-1], key)
         if table is None or not _has(table, where[-1]):
             raise ConfigError(f"{key} is not set in {path}; its default holds already.")
         del table[where[-1]]
@@ -87,10 +95,13 @@ def _default_at(where: Path, depth: int, config: Config) -> Any:
     return default(fields_of(OPTIONS[config.model[where[1]].driver.type])[str(where[depth])])
 
 
-def with_value(text: str, where: Path, value: Any) -> str:
-    """`text`, a valid TOML document, with the key at `where` set; comments and order stay."""
+def with_value(text: str, where: Path, value: Any, *, inline: bool = False) -> str:
+    """`text`, a valid TOML document, with the key at `where` set; comments and order stay.
+
+    A table that is not there yet is made, as `[a.b]` or, if `inline`, as `{ }`.
+    """
     document = _document(text)
-    table = _walk(document, where[:-1], dotted(where), create=True)
+    table = _walk(document, where[:-1], dotted(where), make=tomlkit.inline_table if inline else tomlkit.table)
     last = where[-1]
     if isinstance(last, int) and not _has(table, last):
         raise ConfigError(
@@ -115,16 +126,16 @@ def _document(text: str) -> tomlkit.TOMLDocument:
         ) from None
 
 
-def _stored(config: Config, where: Path, value: Any) -> None:
-    """Refuse to write a document in which the key does not hold what was asked for."""
-    found: Any = msgspec.to_builtins(config)
+def _checked(text: str, where: Path, value: Any, *, origin: str) -> str:
+    """`text`, if it loads and the key holds what was asked for in it; else ConfigError."""
+    found: Any = msgspec.to_builtins(loads(text, origin=origin))
     for segment in where:
         found = found[segment] if _has(found, segment) else None
-    normalised = ("type", "device", "dtype", "activation_dtype")
-    if found != value and where[-1] not in normalised:
+    if found != value and where[-1] not in _NORMALISED:
         raise ConfigError(
             f"{dotted(where)} cannot be set in the way this file is written; change it with an editor."
         )
+    return text
 
 
 def _without_synonym(text: str, where: Path) -> str:
@@ -132,7 +143,7 @@ def _without_synonym(text: str, where: Path) -> str:
     if where[0] != "model" or len(where) != 3 or other is None:
         return text
     document = _document(text)
-    model = _walk(document, where[:-1], dotted(where), create=False)
+    model = _walk(document, where[:-1], dotted(where))
     if model is None or other not in model:
         return text
     del model[other]
@@ -150,18 +161,18 @@ def redacted(text: str) -> str:
     return with_value(text, ("server", "api_keys"), hidden)
 
 
-def _walk(document: Any, path: Path, key: str, *, create: bool) -> Any:
-    """The container at `path`; missing tables are made if `create`, else None."""
+def _walk(document: Any, path: Path, key: str, *, make: Callable[[], Any] | None = None) -> Any:
+    """The container at `path`; a missing table is made by `make`, and without it None is returned."""
     here: Any = document
     for segment in path:
         if not _has(here, segment):
-            if not create:
+            if make is None:
                 return None
             if isinstance(segment, int):
                 raise ConfigError(
                     f"{key}: the list has no element {segment}; set the whole list, with commas."
                 )
-            here[segment] = tomlkit.inline_table() if isinstance(here, InlineTable) else tomlkit.table()
+            here[segment] = tomlkit.inline_table() if isinstance(here, InlineTable) else make()
         here = here[segment]
     return here
 

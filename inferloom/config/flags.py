@@ -82,7 +82,7 @@ def from_flags(
     )
     shared = _given(lazy=lazy_loading or None, max_model_len=max_model_len, dtype=dtype)
     options = _given(max_batch_size=max_batch_size, gpu_mem_utilization=gpu_memory_utilization)
-    values: dict[str, Any] = msgspec.to_builtins(base) if base is not None else {}
+    values: dict[str, Any] = _set_keys(msgspec.to_builtins(base)) if base is not None else {}
     values["server"] = {**values.get("server", {}), **server}
     entries: list[dict[str, Any]] = [_overlaid(entry, shared, options) for entry in values.get("model", [])]
     for written in models:
@@ -178,6 +178,13 @@ def _homes(entry: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str, inspec
             if not isinstance(plain(field.type), inspect.StructType | inspect.DictType):
                 homes[name] = homes[prefix + name] = (table, name, field.type)
     return homes
+
+
+def _set_keys(values: Any) -> Any:
+    """Plain values without the keys that are None: in a file, what is not set is left out."""
+    if isinstance(values, dict):
+        return {key: _set_keys(value) for key, value in values.items() if value is not None}
+    return [_set_keys(value) for value in values] if isinstance(values, list) else values
 
 
 def _given(**flags: Any) -> dict[str, Any]:
