@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -69,18 +70,20 @@ def banner(config: Config) -> str:
 
 
 def example(config: Config, model: ModelConfig) -> str:
-    """A curl that works as it stands, for the model's kind."""
+    """A curl that works as it stands, for the model's kind. A key is never shown."""
+    from inferloom.gateway.access import api_keys
+
     if is_embedder(model):
         path = "embeddings"
         payload: dict[str, Any] = {"model": model.name, "input": QUESTION}
     else:
         path = "chat/completions"
         payload = {"model": model.name, "messages": [{"role": "user", "content": QUESTION}]}
-    key = " -H 'Authorization: Bearer '\"$INFERLOOM_API_KEY\"" if config.server.api_keys else ""
-    return (
-        f"curl {address(config)}/v1/{path}{key} -H 'Content-Type: application/json' "
-        f"-d '{json.dumps(payload, ensure_ascii=False).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}'"
-    )
+    arguments = ["curl", f"{address(config)}/v1/{path}", "-H", "Content-Type: application/json"]
+    command = shlex.join([*arguments, "-d", json.dumps(payload, ensure_ascii=False)])
+    if api_keys(config.server):
+        command += ' -H "Authorization: Bearer $INFERLOOM_API_KEY"'
+    return command
 
 
 def is_embedder(model: ModelConfig) -> bool:

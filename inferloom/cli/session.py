@@ -193,9 +193,11 @@ def open_session(url: str | None, model: str | None) -> Iterator[Session]:
 def start(config: Config) -> Iterator[Session]:
     """Serve `config` inside this process, without a socket, for as long as the context lasts."""
     from inferloom.catalog.catalog import Catalog
+    from inferloom.gateway.access import api_keys
     from inferloom.gateway.app import build_app
     from inferloom.worker.pool import WorkerPool
 
+    key = next(iter(api_keys(config.server)), None)  # those of the environment hold here too
     with asyncio.Runner() as runner:
         pool = WorkerPool.for_config(config)
         catalog = Catalog(config, pool)
@@ -210,6 +212,6 @@ def start(config: Config) -> Iterator[Session]:
 
         runner.run(open_all())
         try:
-            yield Session(AppTransport(build_app(catalog, config), runner), own=True)
+            yield Session(AppTransport(build_app(catalog, config), runner, api_key=key), own=True)
         finally:
             runner.run(close_all())
