@@ -32,12 +32,12 @@ class Kernels(ABC):
     name: str
 
     @abstractmethod
-    def min_rows(self, dtype: torch.dtype) -> int:
-        """Rows below which `linear` in this dtype may add up in another order; callers pad to it."""
+    def padded_rows(self, rows: int, dtype: torch.dtype) -> int:
+        """Rows to give to `linear` so that a row's sum does not depend on how many others there are."""
 
     @abstractmethod
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [T, in] @ weight [out, in].T + bias [out] → [T, out]. Invariant from `min_rows` rows on."""
+        """x [T, in] @ weight [out, in].T + bias [out] → [T, out]. Invariant for `padded_rows` rows."""
 
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -57,7 +57,7 @@ class Kernels(ABC):
         plan: AttentionPlan,
     ) -> torch.Tensor:
         """Normalise (where `norm` is given) and rotate the q and k heads of `qkv` [T', (N + 2K) · D], write k and v of the
-        first plan.rows rows to `pool` [pages, 32, 2, K, D]; return q [plan.rows, N, D].
+        first plan.rows rows to `pool` [pages, 2, K, 32, D]; return q [plan.rows, N, D].
 
         `norm` [N + K, D] is the weight of each head's RMSNorm; `cos` and signed `sin` are [T', 1, D]. `qkv` is consumed.
         """

@@ -1,5 +1,8 @@
 """What attention needs to know of a step, worked out once and used by every layer.
 
+KV pool of a layer: [pages, 2 (k, v), kv_heads, 32, head_dim]. A head's 32 keys are one contiguous block, so a context
+is gathered head by head as whole blocks, and lands in the layout a batched matrix product wants.
+
 Decoding sequences (one row each) are grouped by the padded length of their context: a group is one attention call.
 The padded length follows from a sequence's own length alone, so that what else is in the batch changes no sum.
 """
@@ -12,28 +15,39 @@ from dataclasses import dataclass
 import torch
 
 PAGE_SIZE = 32
-_STEPS_PER_OCTAVE = 4  # padded lengths: 32 … 256 by 32, 320, 384, 448, 512, 640 …
+CHUNK_ROWS = 128  # rows of a prefill that attend together: later keys than theirs are not computed
+_EXACT_PAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences with one row each whose contexts are padded to the same number of pages."""
+    """`count` sequences with one row each whose contexts are padded to the same number of pages, p."""
 
-    rows: torch.Tensor | None  # int64 [n]; None: all rows of the step, in order
-    pages: torch.Tensor  # int64 [n · p]
-    count: int  # n
-    bias: torch.Tensor  # additive mask [n, 1, 1, p · 32], 0 or -inf
+    rows: torch.Tensor | None  # int64 [count]; None: all rows of the step, in order
+    count: int
+    blocks: (
+        torch.Tensor
+    )  # int64 [2 · count · kv_heads · p]: of the pool seen as [pages · 2 · kv_heads, 32 · head_dim]
+    bias: torch.Tensor  # [count, 1, 1, p · 32] in the compute dtype: 0, or -inf where nothing is to be seen
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Rows of a prefill that attend to keys first … last of the gathered context."""
+
+    start: int  # among the rows of the step
+    stop: int
+    first: int
+    last: int
+    bias: torch.Tensor  # [rows, columns]: of the last `columns` keys; those before are seen by all rows
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """One sequence with several rows (or one that must not be grouped)."""
+    """One sequence with several rows."""
 
-    start: int  # its rows are start … stop
-    stop: int
-    pages: torch.Tensor  # int64 [p]
-    context: int  # tokens of the pages that count
-    mask: torch.Tensor | None  # bool [rows, context]; None: the context is these rows, plainly causal
+    blocks: torch.Tensor  # int64 [2 · kv_heads · p], as in `DecodeGroup`
+    parts: tuple[RowBlock, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,114 +60,138 @@ class WindowPlan:
 class AttentionPlan:
     rows: int  # T: real rows
     padded_rows: int  # of the activations
-    slots: torch.Tensor  # int64 [T]: page * 32 + offset of each row in the pool
-    fresh: torch.Tensor | None  # int64: pages begun here, cleared before they are written
+    slots: torch.Tensor  # int64 [T · 2 · kv_heads]: where a row's heads go in the pool seen as […, head_dim]
+    begun: (
+        torch.Tensor | None
+    )  # int64: pages that this step begins and does not fill; cleared before they are written
     windows: dict[int | None, WindowPlan]
 
 
 def padded_pages(tokens: int) -> int:
-    """Pages a decoding sequence of this length is padded to: exact up to 8, then 4 sizes for every doubling."""
+    """Pages that the context of a decoding sequence is padded to: exact up to 8, then four sizes for every doubling."""
     pages = -(-tokens // PAGE_SIZE)
-    if pages <= 2 * _STEPS_PER_OCTAVE:
+    if pages <= _EXACT_PAGES:
         return pages
     step = 1 << ((pages - 1).bit_length() - 3)
     return -(-pages // step) * step
 
 
-def plan_attention(
-    *,
-    positions: Sequence[int],
-    starts: Sequence[int],
-    context_lens: Sequence[int],
-    page_tables: Sequence[Sequence[int]],
-    windows: Iterable[int | None],
-    padded_rows: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> AttentionPlan:
-    """Fields as in `models.batch.RaggedBatch`; `windows` are the distinct sliding windows of the model's layers."""
-    slots: list[int] = []
-    fresh: list[int] = []
-    decodes: list[int] = []
-    prefills: list[int] = []
-    for i, table in enumerate(page_tables):
-        first, last = starts[i], starts[i + 1]
-        (decodes if last - first == 1 else prefills).append(i)
-        for position in positions[first:last]:
-            page, offset = divmod(position, PAGE_SIZE)
-            slots.append(table[page] * PAGE_SIZE + offset)
-            if offset == 0:
-                fresh.append(table[page])
-    return AttentionPlan(
-        rows=len(positions),
-        padded_rows=padded_rows,
-        slots=torch.tensor(slots, dtype=torch.int64, device=device),
-        fresh=torch.tensor(fresh, dtype=torch.int64, device=device) if fresh else None,
-        windows={
-            window: WindowPlan(
-                groups=_groups(decodes, starts, context_lens, page_tables, window, dtype, device),
-                chunks=tuple(
-                    _chunk(starts[i], starts[i + 1], context_lens[i], page_tables[i], window, device)
-                    for i in prefills
-                ),
-            )
-            for window in windows
-        },
-    )
+class Planner:
+    """Makes the plans of one model: its key-value heads, the distinct sliding windows of its layers, its dtype."""
 
+    def __init__(
+        self, *, kv_heads: int, windows: Iterable[int | None], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._kv_heads = kv_heads
+        self._windows = tuple(dict.fromkeys(windows))
+        self._dtype = dtype
+        self._device = device
+        self._head_blocks = torch.arange(2 * kv_heads, device=device)
 
-def _groups(
-    decodes: list[int],
-    starts: Sequence[int],
-    context_lens: Sequence[int],
-    page_tables: Sequence[Sequence[int]],
-    window: int | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[DecodeGroup, ...]:
-    by_size: dict[int, list[tuple[int, int, int, list[int]]]] = {}
-    for i in decodes:
-        length = context_lens[i]
-        hidden = 0 if window is None else max(0, length - window)  # tokens that fell out of the window
-        first = hidden // PAGE_SIZE
-        seen = length - first * PAGE_SIZE
-        pages = list(page_tables[i][first : -(-length // PAGE_SIZE)])
-        size = padded_pages(seen)
-        pages += [pages[0]] * (size - len(pages))  # any page will do: the mask hides it
-        by_size.setdefault(size, []).append((starts[i], hidden - first * PAGE_SIZE, seen, pages))
-    groups = []
-    whole = len(by_size) == 1 and len(decodes) == starts[-1]
-    for size, members in sorted(by_size.items()):
-        column = torch.arange(size * PAGE_SIZE, device=device)
-        low = torch.tensor([[member[1]] for member in members], device=device)
-        high = torch.tensor([[member[2]] for member in members], device=device)
-        visible = (column >= low) & (column < high)
-        bias = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
-        groups.append(
-            DecodeGroup(
-                rows=None if whole else torch.tensor([member[0] for member in members], device=device),
-                pages=torch.tensor([page for member in members for page in member[3]], device=device),
-                count=len(members),
-                bias=bias[:, None, None, :],
-            )
+    def plan(
+        self,
+        *,
+        positions: Sequence[int],
+        starts: Sequence[int],
+        context_lens: Sequence[int],
+        page_tables: Sequence[Sequence[int]],
+        padded_rows: int,
+    ) -> AttentionPlan:
+        """Arguments as in `models.batch.RaggedBatch`."""
+        pages: list[int] = []
+        begun: list[int] = []
+        sequences = []
+        for i, table in enumerate(page_tables):
+            first, last, length = starts[i], starts[i + 1], context_lens[i]
+            sequences.append((first, last, length, table))
+            pages += [table[position // PAGE_SIZE] for position in positions[first:last]]
+            ragged_end = length % PAGE_SIZE
+            if ragged_end and length - ragged_end >= positions[first]:
+                begun.append(table[length // PAGE_SIZE])
+        blocks = self._tensor(pages)[:, None] * (2 * self._kv_heads) + self._head_blocks
+        offsets = self._tensor(positions)[:, None] % PAGE_SIZE
+        return AttentionPlan(
+            rows=len(positions),
+            padded_rows=padded_rows,
+            slots=(blocks * PAGE_SIZE + offsets).view(-1),
+            begun=self._tensor(begun) if begun else None,
+            windows={
+                window: WindowPlan(
+                    groups=self._groups([s for s in sequences if s[1] - s[0] == 1], len(positions), window),
+                    chunks=tuple(self._chunk(*s, window) for s in sequences if s[1] - s[0] > 1),
+                )
+                for window in self._windows
+            },
         )
-    return tuple(groups)
 
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
 
-def _chunk(
-    start: int, stop: int, context: int, table: Sequence[int], window: int | None, device: torch.device
-) -> PrefillChunk:
-    rows = stop - start
-    if rows == context and (window is None or window >= context):
-        pages = torch.tensor(table[: -(-context // PAGE_SIZE)], device=device)
-        return PrefillChunk(start, stop, pages, context, None)
-    past = context - rows
-    first = 0 if window is None else max(0, past + 1 - window) // PAGE_SIZE
-    skipped = first * PAGE_SIZE
-    position = torch.arange(past, context, device=device)[:, None]
-    column = torch.arange(skipped, context, device=device)[None, :]
-    mask = column <= position
-    if window is not None:
-        mask &= column > position - window
-    pages = torch.tensor(table[first : -(-context // PAGE_SIZE)], device=device)
-    return PrefillChunk(start, stop, pages, context - skipped, mask)
+    def _blocks(self, pages: torch.Tensor) -> torch.Tensor:
+        """[n, p] page numbers → flat block numbers in the order [2, n, kv_heads, p]."""
+        blocks = pages[None, :, None, :] * (2 * self._kv_heads)
+        return (blocks + self._head_blocks.view(2, 1, self._kv_heads, 1)).reshape(-1)
+
+    def _groups(
+        self, sequences: list[tuple[int, int, int, Sequence[int]]], rows: int, window: int | None
+    ) -> tuple[DecodeGroup, ...]:
+        by_size: dict[int, list[tuple[int, int, int, list[int]]]] = {}
+        for row, _, length, table in sequences:
+            hidden = 0 if window is None else max(0, length - window)  # tokens that fell out of the window
+            skipped = hidden // PAGE_SIZE
+            seen = length - skipped * PAGE_SIZE
+            size = padded_pages(seen)
+            pages = list(table[skipped : -(-length // PAGE_SIZE)])
+            pages += pages[-1:] * (size - len(pages))  # any page of its own will do: the mask hides it
+            by_size.setdefault(size, []).append((row, hidden - skipped * PAGE_SIZE, seen, pages))
+        whole = len(by_size) == 1 and len(sequences) == rows
+        groups = []
+        for size, members in sorted(by_size.items()):
+            numbers, low, high, pages_of = zip(*members, strict=True)
+            column = torch.arange(size * PAGE_SIZE, device=self._device)
+            unseen = column >= self._tensor(high)[:, None]
+            if window is not None:
+                unseen |= column < self._tensor(low)[:, None]
+            groups.append(
+                DecodeGroup(
+                    rows=None if whole else self._tensor(numbers),
+                    count=len(members),
+                    blocks=self._blocks(torch.tensor(pages_of, device=self._device)),
+                    bias=self._bias(unseen)[:, None, None, :],
+                )
+            )
+        return tuple(groups)
+
+    def _chunk(
+        self, start: int, stop: int, context: int, table: Sequence[int], window: int | None
+    ) -> PrefillChunk:
+        past = context - (stop - start)
+        skipped = 0 if window is None else max(0, past + 1 - window) // PAGE_SIZE
+        origin = skipped * PAGE_SIZE  # position of the first gathered key
+        parts = []
+        for first in range(past, context, CHUNK_ROWS):
+            last = min(first + CHUNK_ROWS, context)  # positions of these rows
+            lowest = 0 if window is None else max(0, first + 1 - window)
+            lowest = max(lowest // PAGE_SIZE * PAGE_SIZE, origin)
+            # Without a window only the square of the rows' own keys is partly hidden.
+            ragged = first if window is None else lowest
+            rows = torch.arange(first, last, device=self._device)[:, None]
+            columns = torch.arange(ragged, last, device=self._device)
+            unseen = columns > rows
+            if window is not None:
+                unseen |= columns <= rows - window
+            parts.append(
+                RowBlock(
+                    start=start + first - past,
+                    stop=start + last - past,
+                    first=lowest - origin,
+                    last=last - origin,
+                    bias=self._bias(unseen),
+                )
+            )
+        pages = self._tensor(table[skipped : -(-context // PAGE_SIZE)])
+        return PrefillChunk(self._blocks(pages[None]), tuple(parts))
+
+    def _bias(self, unseen: torch.Tensor) -> torch.Tensor:
+        zeros = torch.zeros(unseen.shape, dtype=self._dtype, device=self._device)
+        return zeros.masked_fill_(unseen, float("-inf"))

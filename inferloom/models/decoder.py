@@ -9,7 +9,7 @@ import torch
 
 from inferloom.errors import OutOfMemory
 from inferloom.kernels.base import HeadShape, Kernels
-from inferloom.kernels.plan import PAGE_SIZE, plan_attention
+from inferloom.kernels.plan import PAGE_SIZE, Planner
 from inferloom.models.batch import Executor, RaggedBatch
 from inferloom.models.linears import LinearLike
 from inferloom.models.rope import RopeTables
@@ -45,8 +45,7 @@ class DecoderWeights:
 class Decoder(Executor):
     """The reference executor: operator by operator through `Kernels`, on any device.
 
-    KV pool: [layers, pages, 32, 2 (k, v), kv_heads, head_dim] in the compute dtype. A token's keys and values lie side
-    by side and a page is one contiguous block per layer, so that gathering a context is one copy of whole pages.
+    KV pool: [layers, pages, 2 (k, v), kv_heads, 32, head_dim] in the compute dtype (see `kernels.plan`).
     """
 
     def __init__(
@@ -66,10 +65,14 @@ class Decoder(Executor):
         self._weights = weights
         self._kernels = kernels
         self._dtype = dtype
-        self._min_rows = kernels.min_rows(dtype)
         self._shape = HeadShape(spec.heads, spec.kv_heads, spec.head_dim)
         self._rope = RopeTables(spec.rope, dtype=dtype, device=device)
-        self._windows = tuple(dict.fromkeys(layer.window for layer in weights.layers))
+        self._planner = Planner(
+            kv_heads=spec.kv_heads,
+            windows=(layer.window for layer in weights.layers),
+            dtype=dtype,
+            device=device,
+        )
         self._pool = torch.empty(0)
 
     @property
@@ -79,7 +82,7 @@ class Decoder(Executor):
 
     def allocate_kv(self, pages: int) -> None:
         spec = self.spec
-        shape = (spec.layers, pages, PAGE_SIZE, 2, spec.kv_heads, spec.head_dim)
+        shape = (spec.layers, pages, 2, spec.kv_heads, PAGE_SIZE, spec.head_dim)
         wanted = pages * self.kv_bytes_per_page
         try:
             if self.device.type == "cpu":
@@ -101,16 +104,13 @@ class Decoder(Executor):
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         spec, kernels = self.spec, self._kernels
         rows = len(batch.token_ids)
-        padded = max(rows, self._min_rows)
-        plan = plan_attention(
+        padded = kernels.padded_rows(rows, self._dtype)
+        plan = self._planner.plan(
             positions=batch.positions,
             starts=batch.starts,
             context_lens=batch.context_lens,
             page_tables=batch.page_tables,
-            windows=self._windows,
             padded_rows=padded,
-            dtype=self._dtype,
-            device=self.device,
         )
         token_ids = torch.tensor(batch.token_ids + [0] * (padded - rows), device=self.device)
         positions = torch.tensor(batch.positions + [0] * (padded - rows), device=self.device)
@@ -137,7 +137,7 @@ class Decoder(Executor):
     def _logits(self, x: torch.Tensor, wanted: list[int]) -> torch.Tensor:
         if not wanted:
             return torch.empty(0, self.vocab_size, device=self.device)
-        padding = max(0, self._min_rows - len(wanted))
+        padding = self._kernels.padded_rows(len(wanted), self._dtype) - len(wanted)
         index = torch.tensor(wanted + wanted[:1] * padding, device=self.device)
         x = self._kernels.rms_norm(x.index_select(0, index), self._weights.norm, self.spec.norm_eps)
         return self._weights.head(x)[: len(wanted)].float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from inferloom.errors import InvalidFormat, LoadFailed, Unsupported
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.weights import open_weights
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
 from inferloom.models.decoder import Decoder
@@ -141,14 +141,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidFormat(f"{path} holds no JSON object")
     return value
-
-
-def open_weights(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
-    from safetensors import safe_open
-
-    tensors: dict[str, torch.Tensor] = {}
-    for path in checkpoint.weights:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensors[name] = file.get_tensor(name)
-    return tensors

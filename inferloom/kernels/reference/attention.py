@@ -1,0 +1,59 @@
+"""Paged attention in torch: gather the context's blocks, two batched matrix products and a softmax.
+
+torch's own fused attention is not used: on a CPU it takes twice as long for single rows over grouped heads, and for
+prefills it computes half of what causality hides (`benchmarks/executor.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from inferloom.kernels.plan import AttentionPlan, DecodeGroup, PrefillChunk
+
+
+def attend(q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None) -> torch.Tensor:
+    """q [rows, heads, head_dim] over pool [pages, 2, kv_heads, 32, head_dim] → [plan.padded_rows, heads · head_dim]."""
+    part = plan.windows[window]
+    if len(part.groups) == 1 and part.groups[0].rows is None and plan.padded_rows == plan.rows:
+        return _decode(q, pool, part.groups[0])
+    out = q.new_zeros(plan.padded_rows, q.shape[1] * q.shape[2])
+    for group in part.groups:
+        if group.rows is None:
+            out[: plan.rows] = _decode(q, pool, group)
+        else:
+            out.index_copy_(0, group.rows, _decode(q.index_select(0, group.rows), pool, group))
+    for chunk in part.chunks:
+        _prefill(q, pool, chunk, out)
+    return out
+
+
+def _gather(pool: torch.Tensor, blocks: torch.Tensor, matrices: int) -> torch.Tensor:
+    """[2, matrices, keys, head_dim]"""
+    dim = pool.shape[-1]
+    return pool.view(-1, 32 * dim).index_select(0, blocks).view(2, matrices, -1, dim)
+
+
+def _decode(q: torch.Tensor, pool: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
+    kv_heads, dim = pool.shape[2], pool.shape[4]
+    n = group.count
+    keys, values = _gather(pool, group.blocks, n * kv_heads)
+    # The query heads that share a key-value head are the rows of one matrix: nothing is repeated.
+    scores = torch.bmm(q.reshape(n * kv_heads, -1, dim), keys.transpose(1, 2))
+    scores.mul_(dim**-0.5).view(n, kv_heads, -1, scores.shape[2]).add_(group.bias)
+    return torch.bmm(torch.softmax(scores, dim=-1), values).view(n, -1)
+
+
+def _prefill(q: torch.Tensor, pool: torch.Tensor, chunk: PrefillChunk, out: torch.Tensor) -> None:
+    kv_heads, dim = pool.shape[2], pool.shape[4]
+    keys, values = _gather(pool, chunk.blocks, kv_heads)
+    scale = dim**-0.5
+    for part in chunk.parts:
+        rows = part.stop - part.start
+        columns = slice(part.first, part.last)
+        grouped = q[part.start : part.stop].unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)  # type: ignore[no-untyped-call]
+        scores = torch.bmm(grouped.reshape(kv_heads, -1, dim), keys[:, columns].transpose(1, 2)).mul_(scale)
+        scores.view(kv_heads, -1, rows, scores.shape[2])[..., -part.bias.shape[1] :] += part.bias
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), values[:, columns])
+        out[part.start : part.stop].view(rows, kv_heads, -1, dim).copy_(
+            mixed.view(kv_heads, -1, rows, dim).permute(2, 0, 1, 3)
+        )
