@@ -1,0 +1,1 @@
+"""Which models exist, what they are called, which are loaded and why."""

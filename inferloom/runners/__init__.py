@@ -1,1 +1,1 @@
-"""ModelRunner and its implementations."""
+"""ModelRunner and its implementations: `local` over a worker process."""

@@ -161,13 +161,17 @@ class ModelRunner(ABC):
         return None
 
     async def embed(self, batch: EmbedBatch) -> EmbedResult:
-        raise Unsupported("embedding", f"this {self.runtime_kind()} runner makes no embeddings", param="model")
+        raise Unsupported(
+            "embedding", f"this {self.runtime_kind()} runner makes no embeddings", param="model"
+        )
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         raise Unsupported("tokenizing", f"this {self.runtime_kind()} runner has no tokenizer", param="model")
 
     async def detokenize(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
-        raise Unsupported("detokenizing", f"this {self.runtime_kind()} runner has no tokenizer", param="model")
+        raise Unsupported(
+            "detokenizing", f"this {self.runtime_kind()} runner has no tokenizer", param="model"
+        )
 
     def card(self) -> ModelCard | None:
         """What the loaded model says of itself; None where nothing is known."""

@@ -10,7 +10,7 @@ from inferloom.formats.checkpoint import Checkpoint
 
 
 class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a worker needs to know to host its model. Travels once, as JSON, to the forkserver."""
+    """Everything a worker needs to know to host its model. It is the first frame on its socket."""
 
     model: str
     driver: Literal["native", "dummy"]

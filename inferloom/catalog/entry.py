@@ -1,0 +1,317 @@
+"""One declared model: its state, its leases, its one load at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from inferloom.catalog.lifecycle import NEXT, ModelStatus, State, Transition, status_word
+from inferloom.config.schema import ModelConfig
+from inferloom.errors import (
+    InferloomError,
+    InvalidFormat,
+    LoadFailed,
+    ModelUnavailable,
+    OutOfMemory,
+    RequestTimeout,
+    SourceError,
+)
+from inferloom.runners.base import DeviceContext, ModelRunner, WeightSource
+from inferloom.types import LoadProgress, LoadReport, ModelCard
+from inferloom.worker.pacing import retry_delay
+
+MakeRunner = Callable[[Callable[[InferloomError], None]], ModelRunner]
+Observer = Callable[[Transition], None]
+
+# Trying again at once cannot help where the cause lies in the files or in the machine's size.
+LASTING = (SourceError, InvalidFormat, OutOfMemory)
+
+
+class Entry:
+    """A model of the configuration. Used from one event loop; `Catalog` is the way in."""
+
+    def __init__(
+        self, config: ModelConfig, *, created: int, make_runner: MakeRunner, observe: Observer
+    ) -> None:
+        self.id = config.name
+        self.aliases = tuple(config.aliases)
+        self.config = config
+        self.created = created  # Unix time
+        self.state = State.DECLARED
+        self._make_runner = make_runner
+        self._observe = observe
+        self._since = time.monotonic()
+        self._runner: ModelRunner | None = None
+        self._card: ModelCard | None = None
+        self._report: LoadReport | None = None
+        self._progress: LoadProgress | None = None
+        self._error: InferloomError | None = None
+        self._failures = 0  # in a row, crashes and failed loads alike
+        self._retry_at: float | None = None
+        self._leases = 0
+        self._waiting = 0
+        self._loads = 0
+        self._flight: asyncio.Task[None] | None = None  # the load in progress
+        self._wanted_by = 0  # who waits for that load
+        self._leaving: asyncio.Task[None] | None = None  # the unload in progress
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._force = asyncio.Event()
+
+    # --- what is known ----------------------------------------------------------------------------------------------
+
+    @property
+    def runner(self) -> ModelRunner | None:
+        """The runner of a loaded model, to look at (statistics); requests take a lease."""
+        return self._runner
+
+    @property
+    def leases(self) -> int:
+        return self._leases
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def status(self) -> ModelStatus:
+        loading = self._progress if self.state in (State.LOADING, State.WARMING) else None
+        failed = self.state is State.FAILED
+        return ModelStatus(
+            id=self.id,
+            word=status_word(self.state, self._error),
+            state=self.state,
+            since=self._since,
+            stage=loading.stage if loading else None,
+            fraction=loading.fraction if loading else None,
+            detail=loading.detail if loading else "",
+            reason=self._error.message if failed and self._error else None,
+            retry_at=self._retry_at if failed else None,
+            card=self._card,
+            pid=getattr(self._runner, "pid", None),
+            leases=self._leases,
+            waiting=self._waiting,
+            loads=self._loads,
+            load_seconds=self._report.seconds if self._report else None,
+        )
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    async def acquire(self, *, deadline: float | None) -> ModelRunner:
+        """The loaded model's runner, counted until `release`. Loads it first where that is needed.
+
+        Raises `RequestTimeout` at the deadline, `ModelUnavailable` and `LoadFailed` where it cannot be had.
+        """
+        while self.state is not State.READY:
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                    await self._become_ready(paced=True)
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"the model {self.id} was not loaded in time ({self.state})", retry_after=1.0
+                ) from None
+            finally:
+                self._waiting -= 1
+        assert self._runner is not None
+        self._leases += 1
+        self._idle.clear()
+        return self._runner
+
+    def release(self, runner: ModelRunner, *, served: bool) -> None:
+        """Give a lease back. `served`: nothing went wrong, so what crashed before is forgotten."""
+        self._leases -= 1
+        if not self._leases:
+            self._idle.set()
+        if served and runner is self._runner and self.state is State.READY:
+            self._failures = 0
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Load now, whatever failed before; nothing to do where it is loaded."""
+        while self.state is not State.READY:
+            await self._become_ready(paced=False)
+
+    async def _become_ready(self, *, paced: bool) -> None:
+        """Take part in what leads to a loaded model; may return before it is one."""
+        if self._leaving is not None:
+            await asyncio.shield(self._leaving)
+            return
+        if self._flight is None:
+            if paced and self.state is State.FAILED:
+                self._refuse_early()
+            self._flight = asyncio.create_task(self._load(), name=f"load {self.id}")
+            self._wanted_by = 0
+        flight = self._flight
+        self._wanted_by += 1
+        try:
+            await asyncio.shield(flight)
+        except asyncio.CancelledError:
+            if flight.cancelled() and not _being_cancelled():
+                raise ModelUnavailable(
+                    f"the load of {self.id} was stopped by an unload; ask again to load it", retry_after=1.0
+                ) from None
+            raise
+        finally:
+            if flight is self._flight:
+                self._wanted_by -= 1
+                if not self._wanted_by and not flight.done():
+                    flight.cancel()  # the last one who waited has left
+
+    def _refuse_early(self) -> None:
+        wait = (self._retry_at or 0.0) - time.monotonic()
+        if wait > 0 and self._error is not None:
+            raise ModelUnavailable(
+                f"the model {self.id} cannot be loaded: {self._error.message} (next try in {wait:.1f} s)",
+                retry_after=wait,
+            )
+
+    async def _load(self) -> None:
+        """The one load: at most two tries, the second at once where the cause may have passed."""
+        try:
+            while True:
+                self._go(State.LOADING)
+                self._progress = LoadProgress("start")
+                try:
+                    await self._try_load()
+                except InferloomError as error:
+                    self._fail(error)
+                    if self._failures > 1 or isinstance(error, LASTING):
+                        raise
+                else:
+                    return
+        except asyncio.CancelledError:
+            self._go(State.UNLOADED)
+            raise
+        finally:
+            self._flight = None
+            self._progress = None
+
+    async def _try_load(self) -> None:
+        runner = self._make_runner(self._died)
+        model = self.config
+        try:
+            report = await runner.load_weights(
+                DeviceContext(devices=tuple(model.driver.device)),
+                WeightSource(source=model.weights or "", tokenizer=model.tok_model_id),
+                self._note_progress,
+            )
+            self._go(State.WARMING)
+        except InferloomError:
+            raise
+        except (
+            Exception
+        ) as error:  # a defect of ours or of a library: it must not leave the model loading for ever
+            raise LoadFailed(f"loading {self.id} failed: {type(error).__name__}: {error}") from error
+        if report is not None and self._error is not None and self._failures == 0:
+            self._error = None
+        self._runner = runner
+        self._report = report
+        self._card = runner.card()
+        self._loads += 1
+        self._go(State.READY)
+
+    def _note_progress(self, progress: LoadProgress) -> None:
+        self._progress = progress
+
+    def _fail(self, error: InferloomError) -> None:
+        self._failures += 1
+        # an error that will last is not worth the retry at once
+        pause = max(retry_delay(self._failures), 1.0 if isinstance(error, LASTING) else 0.0)
+        self._retry_at = time.monotonic() + pause
+        self._error = error
+        self._go(State.FAILED)
+
+    def _died(self, error: InferloomError) -> None:
+        """The worker of a loaded model is gone; its requests have failed by now."""
+        if self.state is not State.READY:
+            return  # an unload is on its way and will find it gone
+        self._runner = None
+        self._fail(error)
+        if self._failures == 1:
+            # the one retry at once: nobody has to ask for it
+            self._wanted_by = 1
+            self._flight = asyncio.create_task(self._load(), name=f"reload {self.id}")
+            self._flight.add_done_callback(_look_at)
+
+    # --- unloading --------------------------------------------------------------------------------------------------
+
+    async def unload(self, *, force: bool, drain_secs: float) -> None:
+        """Returns when the process is gone. Without `force`, requests in progress have `drain_secs` to end.
+
+        A load in progress is stopped; a failure is forgotten. Several callers share one unload.
+        """
+        if force:
+            self._force.set()
+        if self._leaving is None:
+            if self._flight is None and self.state is not State.READY:
+                self._forget()
+                return
+            self._leaving = asyncio.create_task(self._leave(drain_secs), name=f"unload {self.id}")
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self, drain_secs: float) -> None:
+        try:
+            flight = self._flight
+            if flight is not None:
+                flight.cancel()
+                await asyncio.wait({flight})
+            if self.state is State.READY:
+                self._go(State.DRAINING)
+                await self._drain(drain_secs)
+                self._go(State.UNLOADING)
+                runner, self._runner = self._runner, None
+                if runner is not None:
+                    await runner.close()
+                self._go(State.UNLOADED)
+            self._forget()
+        finally:
+            self._force.clear()
+            self._leaving = None
+
+    async def _drain(self, seconds: float) -> None:
+        waits = [asyncio.create_task(self._idle.wait()), asyncio.create_task(self._force.wait())]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _forget(self) -> None:
+        self._failures, self._retry_at, self._error = 0, None, None
+        if self.state in (State.DECLARED, State.FAILED):
+            self._go(State.UNLOADED)
+
+    async def idle(self) -> None:
+        """Returns when no lease is held."""
+        await self._idle.wait()
+
+    def _go(self, new: State) -> None:
+        old = self.state
+        if new is old:
+            return
+        assert new in NEXT[old], f"{self.id}: {old} → {new}"
+        self.state = new
+        self._since = time.monotonic()
+        failed, ready = new is State.FAILED, new is State.READY
+        self._observe(
+            Transition(
+                id=self.id,
+                old=old,
+                new=new,
+                reason=self._error.message if failed and self._error is not None else None,
+                load_seconds=self._report.seconds if ready and self._report is not None else None,
+            )
+        )
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """A background load's error is in the model's status; nobody awaits it."""
+    if not task.cancelled():
+        task.exception()

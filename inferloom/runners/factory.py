@@ -1,0 +1,34 @@
+"""Which runner runs a model: by the type of its driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inferloom.config.drivers import native_options
+from inferloom.config.schema import Config, ModelConfig
+from inferloom.errors import InferloomError, Unsupported
+from inferloom.runners.base import ModelRunner
+from inferloom.runners.budget import kv_budget, ram_bytes
+from inferloom.runners.local import LocalRunner
+from inferloom.worker.pool import WorkerPool
+
+OnDeath = Callable[[InferloomError], None]
+
+
+def make_runner(
+    model: ModelConfig, config: Config, pool: WorkerPool, *, on_death: OnDeath | None = None
+) -> ModelRunner:
+    """The runner of a declared model; nothing is loaded yet. `on_death` is told when it can answer no more."""
+    if model.driver.type not in ("native", "dummy"):
+        raise Unsupported(f"driver type {model.driver.type!r}", "this version has native and dummy")
+    budget = 0
+    if model.driver.type == "native":
+        share = native_options(model.driver).gpu_mem_utilization
+        budget = kv_budget(utilization=share, ram=ram_bytes(), models=len(config.model))
+    return LocalRunner(
+        model,
+        pool,
+        kv_budget_bytes=budget,
+        load_timeout=config.server.load_timeout_secs or None,
+        on_death=on_death,
+    )

@@ -1,0 +1,518 @@
+"""A model in a worker process of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from inferloom.config.drivers import dummy_options, native_options
+from inferloom.config.schema import ModelConfig
+from inferloom.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    InferloomError,
+    InvalidRequest,
+    LoadFailed,
+    RequestTimeout,
+    WorkerDied,
+)
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.prepare import locate
+from inferloom.runners import embedding, sampling
+from inferloom.runners.base import (
+    DeviceContext,
+    ModelRunner,
+    ProgressSink,
+    RunHandle,
+    SessionRebuildCause,
+    WeightSource,
+)
+from inferloom.runners.preparation import prepare
+from inferloom.runners.run import Run
+from inferloom.sources.table import SHORT_NAMES
+from inferloom.text.answer import AnswerPlan
+from inferloom.text.codec import TextCodec
+from inferloom.types import (
+    ChatMessage,
+    Constraint,
+    EmbedBatch,
+    EmbedResult,
+    ExecuteBatch,
+    LoadProgress,
+    LoadReport,
+    ModelCard,
+    RuntimeKind,
+    TransportKind,
+)
+from inferloom.worker.failures import rebuild
+from inferloom.worker.messages.job import WorkerJob
+from inferloom.worker.messages.replies import (
+    Embedded,
+    Failed,
+    FromWorker,
+    Progress,
+    Ready,
+    Rejected,
+    Stats,
+    Step,
+)
+from inferloom.worker.messages.requests import (
+    Cancel,
+    Embed,
+    Flush,
+    Generate,
+    GetStats,
+    GrammarSpec,
+)
+from inferloom.worker.pool import WorkerPool
+from inferloom.worker.process import Exit, WorkerProcess
+
+LONG_TEXT = 20_000  # characters; above, tokenizing leaves the event loop for a thread
+
+log = logging.getLogger("inferloom.runners")
+
+_BOOT = os.urandom(8)
+
+
+class LocalRunner(ModelRunner):
+    """Runs requests in one worker. `on_death` is called once if the process ends without having been asked to."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        pool: WorkerPool,
+        *,
+        kv_budget_bytes: int = 2 << 30,
+        load_timeout: float | None = None,
+        on_death: Callable[[InferloomError], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._kv_budget = kv_budget_bytes
+        self._load_timeout = load_timeout
+        self._on_death = on_death
+        self._source = WeightSource(source=model.weights or "", tokenizer=model.tok_model_id)
+        self._process: WorkerProcess | None = None
+        self._codec: TextCodec | None = None
+        self._card: ModelCard | None = None
+        self._ready: asyncio.Future[Ready] | None = None
+        self._progress: ProgressSink | None = None
+        self._reason: InferloomError | None = None  # what the worker said before it ended
+        self._runs: dict[int, Run] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}  # of embeddings and statistics
+        self._numbers = 0
+        self._ends: frozenset[int] = frozenset()
+        self.stats = Stats(0)  # the worker's last report
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    def runtime_kind(self) -> RuntimeKind:
+        return RuntimeKind.DUMMY if self._model.driver.type == "dummy" else RuntimeKind.NATIVE
+
+    def transport_kind(self) -> TransportKind:
+        cpu = self._model.driver.device[0].startswith("cpu")
+        return TransportKind.LOCAL_CPU if cpu else TransportKind.LOCAL_GPU
+
+    def card(self) -> ModelCard | None:
+        return self._card
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker that lives."""
+        process = self._process
+        return process.pid if process is not None and process.alive else None
+
+    @property
+    def running(self) -> int:
+        """Requests in progress."""
+        return len(self._runs)
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    async def load_weights(
+        self, ctx: DeviceContext | None, source: WeightSource, progress: ProgressSink | None = None
+    ) -> LoadReport:
+        """Prepare the source, start the worker, wait until it is ready. An empty source is the dummy's own.
+
+        Raises `LoadFailed` and its kin. When it fails or is cancelled no process is left.
+        """
+        self._source = source
+        begun = time.monotonic()
+        checkpoint = await self._locate(source, progress)
+        prepared = time.monotonic()
+        try:
+            async with asyncio.timeout(self._load_timeout):
+                ready, codec = await self._start(checkpoint, ctx, progress)
+        except TimeoutError:
+            await self._end_process()
+            raise LoadFailed(f"{self._model.name} was not loaded within {self._load_timeout:g} s") from None
+        except BaseException:
+            await self._end_process()
+            raise
+        assert self._process is not None
+        self._codec = codec
+        self._ends = codec.eos_token_ids
+        self._card = msgspec.structs.replace(ready.card, has_chat_template=codec.has_chat_template)
+        return LoadReport(
+            card=self._card,
+            seconds=time.monotonic() - begun,
+            stages={"prepare": prepared - begun, **ready.stages},
+            pid=self._process.pid,
+        )
+
+    async def rebuild_session(self, cause: SessionRebuildCause) -> None:
+        """Start another worker for the same source; what runs in the old one ends with an error."""
+        await self.close()
+        await self.load_weights(None, self._source)
+
+    async def close(self) -> None:
+        """End the worker; returns when the process is gone."""
+        self._fail_all(Cancelled(f"the model {self._model.name} was unloaded while it was answering"))
+        self._on_death, on_death = None, self._on_death
+        await self._end_process()
+        self._on_death = on_death
+        self._card = self._codec = None
+
+    async def _locate(self, source: WeightSource, progress: ProgressSink | None) -> Checkpoint | None:
+        if not source.source:
+            return None
+        if progress is not None:
+            progress(LoadProgress("locate"))
+        found = await asyncio.to_thread(locate, source.source, tokenizer=source.tokenizer)
+        return found if found is not None else await prepare(source, progress=progress)
+
+    async def _start(
+        self, checkpoint: Checkpoint | None, ctx: DeviceContext | None, progress: ProgressSink | None
+    ) -> tuple[Ready, TextCodec]:
+        loop = asyncio.get_running_loop()
+        codec_task = asyncio.create_task(self._load_codec(checkpoint))
+        self._ready = ready = loop.create_future()
+        self._progress, self._reason = progress, None
+        try:
+            # the dummy's script is tokens, so its codec comes first; any other worker loads beside it
+            dummy = self._model.driver.type == "dummy"
+            job = self._dummy_job(await codec_task) if dummy else self._native_job(checkpoint, ctx)
+            self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
+            done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)
+            for one in done:
+                one.result()
+            return ready.result(), codec_task.result()
+        finally:
+            codec_task.cancel()
+            ready.cancel()
+            self._ready = self._progress = None
+
+    async def _load_codec(self, checkpoint: Checkpoint | None) -> TextCodec:
+        model = self._model
+        if checkpoint is None:
+            return TextCodec.for_bytes()
+        return await asyncio.to_thread(
+            TextCodec.load,
+            checkpoint,
+            chat_template=model.chat_template,
+            jinja_explicit=model.jinja_explicit,
+        )
+
+    def _native_job(self, checkpoint: Checkpoint | None, ctx: DeviceContext | None) -> WorkerJob:
+        model, options = self._model, native_options(self._model.driver)
+        dtype, activation = model.dtype, model.driver.activation_dtype
+        short = SHORT_NAMES.get(self._source.source)
+        if dtype == "auto" and short is not None and short.dtype is not None:
+            dtype = activation = short.dtype  # what the table says this model needs to be right
+        return WorkerJob(
+            model=model.name,
+            driver="native",
+            checkpoint=checkpoint,
+            device=ctx.devices if ctx is not None else tuple(model.driver.device),
+            dtype=dtype,
+            activation_dtype=activation,
+            threads=options.threads,
+            max_model_len=model.max_model_len,
+            max_batch_size=options.max_batch_size,
+            max_batch_tokens=options.max_batch_tokens,
+            kv_budget_bytes=self._kv_budget,
+            batch_policy=model.scheduler.batch_policy,
+            prefix_cache=options.prefix_cache,
+            trust_remote_code=model.trust_remote_code,
+        )
+
+    def _dummy_job(self, codec: TextCodec) -> WorkerJob:
+        options = dummy_options(self._model.driver)
+        script = msgspec.structs.asdict(options)
+        script.pop("text")
+        script.update(
+            tokens=codec.encode(options.text, add_special_tokens=False) or [0],
+            end_token=min(codec.eos_token_ids, default=None),
+            vocab_size=codec.vocab_size,
+        )
+        return WorkerJob(
+            model=self._model.name, driver="dummy", max_model_len=self._model.max_model_len, options=script
+        )
+
+    # --- answering --------------------------------------------------------------------------------------------------
+
+    async def execute(self, batch: ExecuteBatch) -> RunHandle:
+        codec, card, process = self._serving()
+        if card.kind != "generate":
+            raise InvalidRequest(
+                f"{self._model.name} makes embeddings and generates no text; use /v1/embeddings",
+                param="model",
+            )
+        if batch.token_ids is not None:
+            embedding.check_token_ids(batch.token_ids, card.vocab_size, param="prompt")
+        batch = self._with_system_prompt(batch)
+        if is_long(batch):
+            plan = await asyncio.to_thread(AnswerPlan, codec, batch)
+        else:
+            plan = AnswerPlan(codec, batch)
+        max_tokens = allowed_tokens(len(plan.token_ids), batch.max_tokens, card.max_model_len)
+        self._numbers += 1
+        number = self._numbers
+        seed = batch.sampling.seed
+        if seed is None:
+            seed = sampling.fresh_seed(self._model.driver.random_seed, _BOOT, number)
+        grammar = plan.constraint
+        ends = batch.stop_token_ids if batch.ignore_eos else (*self._ends, *batch.stop_token_ids)
+        request = Generate(
+            id=number,
+            prompt=plan.token_ids,
+            max_tokens=max_tokens,
+            sampling=sampling.resolve(batch.sampling, codec.generation_defaults, seed=seed),
+            n=batch.n,
+            stop_token_ids=list(ends),
+            grammar=None if grammar is None else as_grammar(grammar),
+            logprobs=-1 if batch.logprobs is None else batch.logprobs,
+            prompt_logprobs=batch.echo and batch.logprobs is not None,
+            priority=batch.priority,
+        )
+        if not process.alive or process is not self._process:  # while a thread was tokenizing
+            raise self._died()
+        run = Run(
+            number,
+            plan,
+            codec,
+            n=batch.n,
+            echo=batch.echo,
+            logprobs=batch.logprobs is not None,
+            on_cancel=self._cancel,
+            stop_choice=self._stop_choice,
+        )
+        self._runs[number] = run
+        process.send(request)
+        if batch.deadline is not None:
+            delay = batch.deadline - time.monotonic()
+            run.timer = asyncio.get_running_loop().call_later(delay, self._expire, run)
+        return run.handle
+
+    async def embed(self, batch: EmbedBatch) -> EmbedResult:
+        codec, card, process = self._serving()
+        if card.kind != "embed":
+            raise InvalidRequest(
+                f"{self._model.name} generates text and makes no embeddings; use /v1/chat/completions",
+                param="model",
+            )
+        if embedding.is_long(batch, LONG_TEXT):
+            prompts = await asyncio.to_thread(embedding.prompts, batch, codec, card)
+        else:
+            prompts = embedding.prompts(batch, codec, card)
+        answer = await self._ask(process, lambda number: Embed(number, prompts), deadline=batch.deadline)
+        return embedding.result(answer, batch, prompts)
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        codec, _, _ = self._serving()
+        if len(text) > LONG_TEXT:
+            return await asyncio.to_thread(codec.encode, text, add_special_tokens=add_special_tokens)
+        return codec.encode(text, add_special_tokens=add_special_tokens)
+
+    async def detokenize(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
+        codec, card, _ = self._serving()
+        embedding.check_token_ids(tokens, card.vocab_size, param="tokens")
+        if len(tokens) > LONG_TEXT:
+            return await asyncio.to_thread(codec.decode, tokens, skip_special_tokens=skip_special_tokens)
+        return codec.decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    async def ask_stats(self) -> Stats:
+        """The worker's counters, as of its next step."""
+        answer: Stats = await self._ask(self._serving()[2], GetStats)
+        return answer
+
+    async def flush(self) -> Stats:
+        """Drop the prefix cache."""
+        answer: Stats = await self._ask(self._serving()[2], Flush)
+        return answer
+
+    def _serving(self) -> tuple[TextCodec, ModelCard, WorkerProcess]:
+        codec, card, process = self._codec, self._card, self._process
+        if codec is None or card is None or process is None or not process.alive:
+            raise self._died()
+        return codec, card, process
+
+    def _with_system_prompt(self, batch: ExecuteBatch) -> ExecuteBatch:
+        prompt, messages = self._model.system_prompt, batch.messages
+        if prompt is None or messages is None or any(m.role in ("system", "developer") for m in messages):
+            return batch
+        return msgspec.structs.replace(
+            batch, messages=(ChatMessage(role="system", content=prompt), *messages)
+        )
+
+    async def _ask(
+        self, process: WorkerProcess, question: Callable[[int], Any], *, deadline: float | None = None
+    ) -> Any:
+        """Send a question that has one answer, and wait for it."""
+        self._numbers += 1
+        number = self._numbers
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        process.send(question(number))
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                return await answer
+        except TimeoutError:
+            raise RequestTimeout("the request's time limit was reached before it was answered") from None
+        finally:
+            if not answer.done() or answer.cancelled():
+                process.send(Cancel(number))
+            self._answers.pop(number, None)
+
+    # --- ends of requests -------------------------------------------------------------------------------------------
+
+    def _cancel(self, run: Run) -> None:
+        """The consumer wants no more of it: the worker drops it before its next step."""
+        if self._forget(run) and self._process is not None:
+            self._process.send(Cancel(run.id))
+        run.handle.finish()
+
+    def _expire(self, run: Run) -> None:
+        if self._forget(run) and self._process is not None:
+            self._process.send(Cancel(run.id))
+        run.handle.fail(RequestTimeout("the request's time limit was reached before its answer was complete"))
+
+    def _stop_choice(self, number: int, choice: int) -> None:
+        if self._process is not None:
+            self._process.send(Cancel(number, choice))
+
+    def _forget(self, run: Run) -> bool:
+        if run.timer is not None:
+            run.timer.cancel()
+        return self._runs.pop(run.id, None) is not None
+
+    def _fail_all(self, error: InferloomError) -> None:
+        runs, self._runs = self._runs, {}
+        for run in runs.values():
+            if run.timer is not None:
+                run.timer.cancel()
+            run.handle.fail(error)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+    # --- the worker -------------------------------------------------------------------------------------------------
+
+    def _on_message(self, message: FromWorker) -> None:
+        if type(message) is Step:
+            runs = self._runs
+            for step in message.sequences:
+                run = runs.get(step.id)
+                if run is not None and run.advance(step):
+                    self._forget(run)
+        elif isinstance(message, Stats):
+            self.stats = message
+            self._answer(message.id, message)
+        elif isinstance(message, Embedded):
+            self._answer(message.id, message)
+        elif isinstance(message, Rejected):
+            self._reject(message)
+        elif isinstance(message, Progress):
+            if self._progress is not None:
+                self._progress(LoadProgress(message.stage, message.fraction))
+        elif isinstance(message, Ready):
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(message)
+        elif isinstance(message, Failed):
+            self._reason = rebuild(message.kind, message.message)
+
+    def _answer(self, number: int, message: Stats | Embedded) -> None:
+        waiting = self._answers.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
+
+    def _reject(self, message: Rejected) -> None:
+        error = rebuild(message.kind, message.message)
+        run = self._runs.get(message.id)
+        if run is not None:
+            self._forget(run)
+            run.handle.fail(error)
+        waiting = self._answers.get(message.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+
+    def _on_exit(self, process: WorkerProcess, how: Exit) -> None:
+        if process is not self._process and self._process is not None:
+            return  # one that was replaced
+        for line in process.last_words:
+            log.debug("last words of %s: %s", self._model.name, line)
+        loading = self._ready is not None
+        if loading and self._ready is not None and not self._ready.done():
+            self._ready.set_exception(
+                self._reason or LoadFailed(f"the worker of {self._model.name} died while loading: {how}")
+            )
+        error = self._died(how)
+        self._fail_all(error)
+        if self._on_death is not None and not loading:
+            log.error("%s", error.message)
+            self._on_death(error)
+
+    def _died(self, how: Exit | None = None) -> WorkerDied:
+        if self._reason is not None:
+            return WorkerDied(f"the worker of {self._model.name} gave up: {self._reason.message}")
+        if how is None and self._process is not None and self._process.exit.done():
+            how = self._process.exit.result()
+        if how is None:
+            return WorkerDied(f"{self._model.name} has no worker; it is not loaded")
+        return WorkerDied(f"the worker of {self._model.name} died: {how}")
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await process.stop()
+
+
+def is_long(batch: ExecuteBatch) -> bool:
+    """Whether tokenizing takes longer than the event loop should be held."""
+    if batch.messages is not None:
+        return sum(len(message.content or "") for message in batch.messages) > LONG_TEXT
+    return batch.text is not None and len(batch.text) > LONG_TEXT
+
+
+def allowed_tokens(prompt: int, asked: int | None, limit: int) -> int:
+    """How many tokens may be generated: what was asked, else what the context has left.
+
+    Raises `ContextLengthExceeded` where prompt and answer do not fit.
+    """
+    if asked is None:
+        if prompt >= limit:
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt} tokens, but this model's context is {limit} tokens "
+                "and must hold the answer too; shorten the prompt",
+                param="messages",
+            )
+        return limit - prompt
+    if prompt + asked > limit:
+        raise ContextLengthExceeded(
+            f"{prompt} tokens of prompt and {asked} of answer are asked for, but this model's context is "
+            f"{limit} tokens; shorten the prompt or lower max_tokens",
+            param="messages" if prompt >= limit else "max_tokens",
+        )
+    return asked
+
+
+def as_grammar(constraint: Constraint) -> GrammarSpec:
+    """The constraint as the engine takes it: any JSON object is an object of any schema."""
+    if constraint.kind == "json_object":
+        return GrammarSpec("json_schema", '{"type":"object"}')
+    return GrammarSpec(constraint.kind, constraint.value)

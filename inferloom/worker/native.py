@@ -1,0 +1,139 @@
+"""The native driver in its worker: our engine over a decoder, or an encoder that makes embeddings.
+
+Importing this module imports torch and everything a model needs, and runs none of it: the forkserver does so.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+
+from inferloom.engine.engine import Engine
+from inferloom.engine.pages import kv_pages
+from inferloom.errors import LoadFailed
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
+from inferloom.models.loader import load
+from inferloom.text.tokenizer_files import TokenizerFiles
+from inferloom.types import ModelCard
+from inferloom.worker.embedding import EmbeddingHost
+from inferloom.worker.hosts import Host, Report
+from inferloom.worker.messages.job import WorkerJob
+from inferloom.worker.messages.replies import FromWorker, Rejected, Stats, Step
+from inferloom.worker.messages.requests import Cancel, Embed, Generate
+
+GRAMMAR_PAUSE = 0.002  # seconds between two looks for a grammar that is being compiled in its thread
+
+
+def load_native(job: WorkerJob, *, report: Report) -> Host:
+    """Map the weights of `job` and make what serves them. Raises the errors of `models.loader.load`."""
+    if job.checkpoint is None:
+        raise LoadFailed("the native driver needs a checkpoint")
+    torch.set_num_threads(job.threads or len(os.sched_getaffinity(0)))
+    torch.set_grad_enabled(False)
+    report("weights", None)
+    begun = time.monotonic()
+    model = load(
+        job.checkpoint,
+        dtype=job.dtype,
+        activation_dtype=job.activation_dtype,
+        device=job.device[0],
+        max_model_len=job.max_model_len,
+    )
+    stages = {"weights": time.monotonic() - begun}
+    if isinstance(model, Embedder):
+        return EmbeddingHost(
+            lambda prompts: model.embed(prompts).numpy().tobytes(),
+            card=model.card,
+            stages=stages,
+            max_batch_tokens=job.max_batch_tokens,
+        )
+    report("cache", None)
+    begun = time.monotonic()
+    host = EngineHost(model, job, job.checkpoint, stages=stages)
+    stages["cache"] = time.monotonic() - begun
+    return host
+
+
+class EngineHost:
+    """An engine, as the message loop wants it."""
+
+    def __init__(
+        self, executor: Executor, job: WorkerJob, checkpoint: Checkpoint, *, stages: dict[str, float]
+    ) -> None:
+        self.stages = stages
+        pages = kv_pages(
+            max_model_len=executor.card.max_model_len,
+            max_batch_size=job.max_batch_size,
+            kv_bytes_per_page=executor.kv_bytes_per_page,
+            budget_bytes=job.kv_budget_bytes,
+            page_size=PAGE_SIZE,
+        )
+        tokenizer = Path(checkpoint.tokenizer_folder or checkpoint.folder) / "tokenizer.json"
+        self._engine = Engine(
+            executor,
+            pages=pages,
+            max_batch_tokens=job.max_batch_tokens,
+            max_batch_size=job.max_batch_size,
+            max_model_len=executor.card.max_model_len,
+            batch_policy=job.batch_policy,
+            prefix_cache=job.prefix_cache,
+            tokenizer_json=tokenizer.read_text() if tokenizer.is_file() else None,
+            eos_token_ids=end_token_ids(checkpoint),
+        )
+        self.card: ModelCard = msgspec.structs.replace(
+            executor.card,
+            max_model_len=self._engine.max_model_len,
+            kv_pages=pages,
+            kv_bytes=pages * executor.kv_bytes_per_page,
+            page_size=PAGE_SIZE,
+        )
+        self._rejected: list[FromWorker] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._rejected) or self._engine.unfinished > 0 or self._engine.has_work
+
+    @property
+    def pause(self) -> float:
+        # a step of a long prefill brings nothing either, and must be followed by the next
+        return 0.0 if self._engine.has_work else GRAMMAR_PAUSE
+
+    def generate(self, request: Generate) -> None:
+        self._engine.submit(request)
+        self._rejected += self._engine.rejections()
+
+    def cancel(self, request: Cancel) -> None:
+        self._engine.cancel(request.id, request.choice)
+
+    def embed(self, request: Embed) -> None:
+        self._rejected.append(
+            Rejected(
+                id=request.id, kind="unsupported", message="this model generates text and makes no embeddings"
+            )
+        )
+
+    def step(self) -> list[FromWorker]:
+        replies, self._rejected = self._rejected, []
+        steps = self._engine.step()
+        replies += self._engine.rejections()
+        if steps:
+            replies.append(Step(steps))
+        return replies
+
+    def flush(self) -> None:
+        self._engine.flush()
+
+    def stats(self) -> Stats:
+        return self._engine.stats()
+
+
+def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """The tokens that end an answer, as the gateway's tokenizer knows them too."""
+    folder = Path(checkpoint.folder)
+    tokenizer = Path(checkpoint.tokenizer_folder) if checkpoint.tokenizer_folder else folder
+    return TokenizerFiles(tokenizer, model_folder=folder).end_ids()
