@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from msgspec import inspect
 
 from inferloom.config.decoding import fields_of, plain, quoted
 from inferloom.config.drivers import OPTIONS, canonical
+from inferloom.config.ids import default_name
 from inferloom.config.loading import from_values
 from inferloom.config.problems import did_you_mean
 from inferloom.config.schema import Config, DriverConfig, ModelConfig, SchedulerConfig
@@ -110,23 +110,6 @@ def split_model(written: str) -> tuple[str, list[tuple[str, str]]]:
         else:
             head = f"{head},{part}"
     return head.strip(), pairs
-
-
-def default_name(source: str) -> str:
-    """What a model is called without a name: the short name, the repository, or the name of the folder or file."""
-    inside = source.partition("#")[2].rstrip("/")
-    if source.startswith("pypi:"):
-        return PurePath(inside).name.removesuffix(".gguf")
-    try:
-        path = Path(source).expanduser()
-        exists = path.exists()
-    except (OSError, RuntimeError, ValueError):  # too long, no such home directory, a null byte
-        path, exists = Path(source), False
-    if exists or source.startswith((".", "/", "~")):
-        return path.absolute().name.removesuffix(".gguf")
-    if inside:
-        return PurePath(inside).name.removesuffix(".gguf")
-    return source.partition("@")[0]
 
 
 def _overlaid(

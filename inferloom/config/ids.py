@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path as FilePath
+from pathlib import PurePath
 
 from inferloom.config.decoding import quoted
 from inferloom.config.lines import Path
@@ -14,6 +16,23 @@ from inferloom.config.schema import Config
 RESERVED = ("load", "unload", "reload", "status", "plan", "pin", "re_isq")
 
 _ID = re.compile(r"[^\s\x00-\x1f\x7f?#%,]+")
+
+
+def default_name(source: str) -> str:
+    """What a model is called without a name: the short name, the repository, or the name of the folder or file."""
+    inside = source.partition("#")[2].rstrip("/")
+    if source.startswith("pypi:"):
+        return PurePath(inside).name.removesuffix(".gguf")
+    try:
+        path = FilePath(source).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home directory, a null byte
+        path, exists = FilePath(source), False
+    if exists or source.startswith((".", "/", "~")):
+        return path.absolute().name.removesuffix(".gguf")
+    if inside:
+        return PurePath(inside).name.removesuffix(".gguf")
+    return source.partition("@")[0]
 
 
 def id_problems(config: Config) -> Iterator[tuple[Path, str]]:

@@ -20,6 +20,11 @@ def json_schema() -> dict[str, Any]:
     }
     definitions = schema["$defs"]
     driver = definitions["DriverConfig"]["properties"]
+    devices = driver["device"]
+    driver["device"] = {
+        **{key: devices.pop(key) for key in ("description", "default") if key in devices},
+        "anyOf": [devices, devices["items"]],
+    }
     driver["options"] = {
         "description": driver["options"]["description"],
         "anyOf": [{"$ref": f"#/$defs/{struct.__name__}"} for struct in OPTIONS.values()],

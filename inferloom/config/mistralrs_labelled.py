@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inferloom.config.decoding import describe, quoted
+from inferloom.config.ids import default_name
 from inferloom.config.lines import Path
 from inferloom.config.mistralrs import (
     ISQ,
@@ -130,13 +131,13 @@ def _specification(variant: str, spec: Any, at: Path, label: str) -> dict[str, A
 
 def _plain(spec: Mapping[str, Any], at: Path, label: str) -> dict[str, Any]:
     model_id = text_at(spec, "model_id", at, label)
-    return {"name": model_id, "source": model_id, **size_limits(spec)}
+    return {"name": default_name(model_id), "source": model_id, **size_limits(spec)}
 
 
 def _gguf(spec: Mapping[str, Any], at: Path, label: str) -> dict[str, Any]:
     repo = text_at(spec, "quantized_model_id", at, label)
     file = one_file(spec.get("quantized_filename"), (*at, "quantized_filename"), label)
-    model: dict[str, Any] = {"name": repo, "source": with_file(repo, file), **size_limits(spec)}
+    model: dict[str, Any] = {"name": default_name(repo), "source": with_file(repo, file), **size_limits(spec)}
     if spec.get("tok_model_id") is not None:
         model["tok_model_id"] = spec["tok_model_id"]
     return model

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inferloom.config.decoding import describe, quoted
+from inferloom.config.ids import default_name
 from inferloom.config.lines import Path
 from inferloom.config.mistralrs import (
     ARCH,
@@ -124,7 +125,7 @@ def _entry(entry: Any, at: Path) -> dict[str, Any]:
     limits = size_limits({**device, "dtype": entry.get("dtype")})
     tokenizer = form.get("tok_model_id", entry.get("tokenizer"))
     model = {
-        "name": model_id,
+        "name": default_name(model_id),
         "source": with_file(model_id, file),
         **limits,
         **({"tok_model_id": tokenizer} if tokenizer else {}),

@@ -154,7 +154,6 @@ class DriverConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             description='Devices: "cpu", which models may share, or accelerators such as "cuda:0".',
-            extra_json_schema={"type": ["string", "array"]},
         ),
     ] = msgspec.field(default_factory=_cpu)
     tensor_parallel_size: Annotated[Positive, Meta(description="Devices that share one forward pass.")] = 1

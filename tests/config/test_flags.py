@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from inferloom.config.drivers import dummy_options
-from inferloom.config.flags import default_name, from_flags, split_model
+from inferloom.config.flags import from_flags, split_model
+from inferloom.config.ids import default_name
 from inferloom.config.loading import load
 from inferloom.errors import ConfigError
 
