@@ -193,7 +193,7 @@ class TextCodec:
 
         Raises `InvalidRequest`: no template, or the template's complaint.
         """
-        template = self._template(tools=bool(tools))
+        template = self._template(tools=bool(tools) and self.tool_format.native)
         for reserved in ("messages", "tools"):
             if reserved in kwargs:
                 raise InvalidRequest(
