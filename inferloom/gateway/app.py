@@ -68,7 +68,8 @@ def build_app(catalog: Catalog, config: Config, *, limits: Limits | None = None)
                 expose_headers=["x-request-id", "x-inferloom-ignored", "retry-after"],
             ),
         )
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: http_error})
+    app = Starlette(routes=routes, middleware=middleware)
+    app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.router.redirect_slashes = False
     app.state.service = service
     return app

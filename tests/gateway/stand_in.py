@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from inferloom.config.schema import Config, DriverConfig, ModelConfig
-from inferloom.errors import InferloomError, ModelNotFound
+from inferloom.errors import InferloomError, ModelNotFound, SourceNotFound
 from inferloom.runners.base import ModelRunner, RunHandle, SessionRebuildCause
 from inferloom.types import (
     EmbedBatch,
@@ -164,7 +164,9 @@ class StandInCatalog:
         if entry.gate is not None:
             await entry.gate.wait()
         if entry.load_error is not None:
-            entry.status.word, entry.status.state = "internal_error", "failed"
+            gone = isinstance(entry.load_error, SourceNotFound)
+            entry.status.word = "no_loader_config" if gone else "internal_error"
+            entry.status.state = "failed"
             raise entry.load_error
         entry.status.word, entry.status.state = "loaded", "ready"
 

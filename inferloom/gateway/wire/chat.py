@@ -179,14 +179,14 @@ def messages(request: ChatRequest) -> tuple[ChatMessage, ...]:
 
 def _message(message: Message, index: int) -> ChatMessage:
     content = message.content
-    if content.__class__ is not str and content is not None:
-        content = _joined(content, f"messages[{index}].content")  # type: ignore[arg-type]
+    if isinstance(content, list):
+        content = _joined(content, f"messages[{index}].content")
     role = message.role
     if role == "user" and message.tool_calls is None and content is not None and message.name is None:
         plain = message.audio is None and message.function_call is None and message.tool_call_id is None
         if plain and message.reasoning_content is None and message.refusal is None:
-            return ChatMessage(role=role, content=content)  # type: ignore[arg-type]
-    return _full_message(message, content, f"messages[{index}]")  # type: ignore[arg-type]
+            return ChatMessage(role=role, content=content)
+    return _full_message(message, content, f"messages[{index}]")
 
 
 def _full_message(message: Message, content: str | None, place: str) -> ChatMessage:

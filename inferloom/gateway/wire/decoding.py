@@ -70,9 +70,10 @@ class BodyDecoder(Generic[T]):
 def remove_unknown(data: Any, shape: msgspec.inspect.Type, place: str, found: list[str]) -> None:
     """Delete from `data` the fields that no struct of `shape` has; their names, once each, go to `found`."""
     if isinstance(shape, msgspec.inspect.UnionType):
-        wanted: Any = {dict: msgspec.inspect.StructType, list: msgspec.inspect.ListType}.get(type(data))
         for member in shape.types:
-            if wanted is not None and isinstance(member, wanted):
+            if isinstance(
+                member, (msgspec.inspect.StructType if isinstance(data, dict) else msgspec.inspect.ListType)
+            ):
                 remove_unknown(data, member, place, found)
                 return
     elif isinstance(shape, msgspec.inspect.ListType) and isinstance(data, list):
@@ -117,7 +118,7 @@ def _invalid(error: msgspec.ValidationError) -> InvalidRequest:
     text = str(error)
     place = _PLACE.search(text)
     if place is not None:
-        param = place.group(1)
+        param = place.group(1).removesuffix("[...]")
         return InvalidRequest(f"Invalid value for '{param}': {_lower(text[: place.start()])}.", param=param)
     field = _FIELD.search(text)
     if "missing required field" in text and field is not None:
