@@ -57,7 +57,8 @@ class ToolFormat:
         self._marks = Marks(tokenizer)
         self._reasoning = reasoning
         added = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
-        marks = (syntax.opening, syntax.closing, ARGUMENTS_MARK, CALL_ID_MARK)
+        inner = (ARGUMENTS_MARK, CALL_ID_MARK) if syntax.opening == MISTRAL_NAMED.opening else ()
+        marks = (syntax.opening, syntax.closing, *inner)
         self.marker_ids = frozenset(added[mark] for mark in marks if mark in added)
 
     @classmethod
