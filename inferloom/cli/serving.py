@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import logging
 import shlex
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from inferloom import __version__
@@ -16,9 +15,9 @@ from inferloom.config.schema import Config, ModelConfig
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog
+    from inferloom.catalog.lifecycle import Transition
 
 QUESTION = "What is the capital of France?"
-POLL_SECONDS = 0.02
 
 
 def check(config: Config) -> None:
@@ -38,15 +37,24 @@ def run(config: Config) -> int:
     fetch(missing(config))
     from inferloom.gateway.server import serve
 
-    announcements: set[asyncio.Task[None]] = set()
-
     def listening(catalog: Catalog) -> None:
         print(banner(config), flush=True)
-        task = asyncio.get_running_loop().create_task(announce(catalog))
-        announcements.add(task)
-        task.add_done_callback(announcements.discard)
+        catalog.observe(announce)
+        if sys.stderr.isatty():
+            # The lines of `announce` say it on a terminal; warnings and errors stay.
+            logging.getLogger("inferloom.catalog").setLevel(
+                logging.DEBUG if config.server.log_level == "debug" else logging.WARNING
+            )
 
     return serve(config, on_ready=listening)
+
+
+def announce(change: Transition) -> None:
+    """Say when a model is ready to answer, and when it is gone. (Failures are in the log.)"""
+    if change.new == "ready":
+        print(f"{change.id} ready in {change.load_seconds or 0.0:.2f} s", flush=True)
+    elif change.new == "unloaded":
+        print(f"{change.id} unloaded", flush=True)
 
 
 def address(config: Config) -> str:
@@ -94,20 +102,3 @@ def is_embedder(model: ModelConfig) -> bool:
         return model.driver.options.get("kind") == "embed"
     short = SHORT_NAMES.get(model.weights or "")
     return short is not None and short.kind == "embed"
-
-
-async def announce(catalog: Catalog) -> None:
-    """Say of every model once when it is ready or has failed; ends when nothing is left to say."""
-    waiting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
-    began = time.monotonic()
-    while waiting:
-        for name in sorted(waiting):
-            status = catalog.status(name)
-            if status.state == "ready":
-                print(f"{name} ready in {time.monotonic() - began:.2f} s", flush=True)
-            elif status.state == "failed":
-                print(f"{name} failed to load: {status.reason}", file=sys.stderr, flush=True)
-            else:
-                continue
-            waiting.discard(name)
-        await asyncio.sleep(POLL_SECONDS)
