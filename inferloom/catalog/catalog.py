@@ -16,6 +16,7 @@ from inferloom.config.schema import Config, ModelConfig
 from inferloom.errors import InferloomError, ModelUnavailable
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.factory import make_runner
+from inferloom.sources.defaults import with_defaults
 from inferloom.worker.pool import WorkerPool
 
 __all__ = ["Catalog", "Entry", "Lease", "ModelStatus"]
@@ -63,6 +64,7 @@ class Catalog:
     ) -> None:
         """`observer` is told of every change of state, after it was logged. Raises `ConfigError` for names that
         cannot be told apart."""
+        config = with_defaults(config)
         self._config = config
         self._names = Names(config.model, default=config.server.default_model)
         self._observers: list[Callable[[Transition], None]] = [observer] if observer is not None else []

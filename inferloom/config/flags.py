@@ -78,6 +78,7 @@ def from_flags(
         default_model=default_model_id,
         max_concurrent_requests=max_concurrent_requests,
         log_level=log_level,
+        verbose=False if log_level is not None else None,  # the file's `verbose` would go before the flag
         insecure=insecure or None,
     )
     shared = _given(lazy=lazy_loading or None, max_model_len=max_model_len, dtype=dtype)

@@ -59,7 +59,7 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     max_concurrent_requests: Annotated[
         Positive | None,
-        Meta(description="Requests in the server at once, further ones get 429; unset: no limit."),
+        Meta(description="Requests worked on at once; as many may wait in line, further ones get 429."),
     ] = None
     log_level: Annotated[LogLevel, Meta(description="What is logged: debug, info, warning or error.")] = (
         "info"

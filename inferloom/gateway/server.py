@@ -43,7 +43,7 @@ def serve(config: Config, *, on_ready: OnReady | None = None) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         return EXIT_USAGE
     config.server.port = sock.getsockname()[1]
-    log.configure(config.server.log_level, access_log=config.server.access_log)
+    log.configure(config.server.effective_log_level, access_log=config.server.access_log)
     with sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config, sock, on_ready))
 

@@ -86,7 +86,8 @@ def test_flags_go_before_the_file_and_add_to_its_models() -> None:
     base = load(EXAMPLES / "pie.toml")
     config = from_flags(["a/b"], base=base, port=9000, max_batch_size=8)
     assert config.server.port == 9000
-    assert config.server.verbose is True
+    assert config.server.effective_log_level == "debug"  # the file is verbose
+    assert from_flags([], base=base, log_level="info").server.effective_log_level == "info"
     assert [model.name for model in config.model] == ["default", "a/b"]
     assert config.model[0].driver.options["max_batch_size"] == 8
     assert config.model[0].driver.options["max_batch_tokens"] == 10240
