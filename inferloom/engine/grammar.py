@@ -19,10 +19,6 @@ COMPILE_SECONDS = 2.0
 COMPILE_AT_ONCE = 2
 COMPILED_KEPT = 64  # pristine matchers, least recently used first to go
 
-# Models write JSON with a blank after separators, or indented. Unbounded white space would let a small model write
-# blanks until its tokens are spent.
-_JSON_WHITESPACE = r"( |\n {0,16})"
-
 
 class GrammarError(Exception):
     """A grammar that cannot be used; the text is for the user."""
@@ -247,12 +243,12 @@ class Compiler:
 
 
 def grammar_text(spec: GrammarSpec) -> str:
-    """llguidance's own form of a grammar. Raises `ValueError` with its message."""
+    """llguidance's own form of a grammar. Raises `ValueError` with its message.
+
+    How JSON is spaced is the schema's own business (`x-guidance`).
+    """
     if spec.kind == "json_schema":
-        text = llguidance.LLMatcher.grammar_from_json_schema(
-            spec.value, overrides={"whitespace_pattern": _JSON_WHITESPACE}
-        )
-        return str(text)
+        return str(llguidance.LLMatcher.grammar_from_json_schema(spec.value))
     if spec.kind == "regex":
         return str(llguidance.LLMatcher.grammar_from_regex(spec.value))
     return str(llguidance.LLMatcher.grammar_from_lark(spec.value))
