@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inferloom.errors import InferloomError
+from inferloom.errors import InferloomError, LoadFailed
 from inferloom.formats import folders, gguf_cache
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.sources import hub, hub_cache, packages
@@ -32,7 +32,7 @@ def locate(source: str, *, tokenizer: str | None = None) -> Checkpoint | None:
     Raises `SourceError` (`SourceNotFound`) where it is known already that it cannot work, `InvalidFormat` for a
     folder without weights.
     """
-    reference = parse(source)
+    reference = _understood(source)
     present = _present(reference, need=_need(tokenizer))
     if present is None:
         return None
@@ -47,7 +47,7 @@ def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | N
     Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`.
     """
     report = progress if progress is not None else _silent
-    reference = parse(source)
+    reference = _understood(source)
     need = _need(tokenizer)
     present = _present(reference, need=need)
     if present is None:
@@ -57,6 +57,13 @@ def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | N
     ready = _with_tokenizer(checkpoint, tokenizer, fetch=report)
     assert ready is not None
     return ready
+
+
+def _understood(source: str) -> Reference:
+    reference = parse(source)
+    if reference.short is not None and not reference.short.runs:
+        raise LoadFailed(f"{source} cannot be loaded: {reference.short.note}.")
+    return reference
 
 
 def _need(tokenizer: str | None) -> Need:

