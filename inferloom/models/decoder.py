@@ -73,7 +73,7 @@ class Decoder(Executor):
             dtype=dtype,
             device=device,
         )
-        self._pool = torch.empty(0)
+        self._pools: list[torch.Tensor] = []
 
     @property
     def kv_bytes_per_page(self) -> int:
@@ -88,17 +88,19 @@ class Decoder(Executor):
             if self.device.type == "cpu":
                 # Anonymous pages of the kernel: zero without being written, resident only once used.
                 block = mmap.mmap(-1, wanted)
-                self._pool = torch.frombuffer(block, dtype=self._dtype).view(shape)
+                pool = torch.frombuffer(block, dtype=self._dtype).view(shape)
             else:
-                self._pool = torch.zeros(shape, dtype=self._dtype, device=self.device)
+                pool = torch.zeros(shape, dtype=self._dtype, device=self.device)
         except (OSError, RuntimeError, OverflowError) as error:
             raise OutOfMemory(
                 f"{pages} KV pages of {self.kv_bytes_per_page:,} bytes ({wanted / 2**30:.2f} GiB) could not be allocated "
                 f"on {self.device}; lower max_model_len, max_batch_size or gpu_mem_utilization"
             ) from error
+        self._pools = list(pool)
 
     def copy_page(self, source: int, target: int) -> None:
-        self._pool[:, target] = self._pool[:, source]
+        for pool in self._pools:
+            pool[target].copy_(pool[source])
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
@@ -117,7 +119,7 @@ class Decoder(Executor):
         cos, sin = self._rope.at(positions, longest=max(batch.context_lens))
         eps = spec.norm_eps
         x = torch.nn.functional.embedding(token_ids, self._weights.embedding).to(self._dtype)
-        for layer, pool in zip(self._weights.layers, self._pool, strict=True):
+        for layer, pool in zip(self._weights.layers, self._pools, strict=True):
             h = kernels.rms_norm(x, layer.input_norm, eps)
             q = kernels.rope_and_write(
                 torch.cat((layer.q(h), layer.k(h), layer.v(h)), dim=1),

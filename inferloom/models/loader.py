@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from inferloom.errors import InvalidFormat, LoadFailed, Unsupported
+from inferloom.errors import LoadFailed, Unsupported
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.weights import open_weights
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
 from inferloom.models.decoder import Decoder
 from inferloom.models.decoder_weights import read_decoder
-from inferloom.models.spec import DECODER_FAMILIES, DecoderSpec, architecture_of, unknown_architecture
-from inferloom.models.tensors import TensorReader
+from inferloom.models.encoder import Encoder, EncoderSpec
+from inferloom.models.json_files import read_json
+from inferloom.models.pooling import Pooling
+from inferloom.models.spec import (
+    DECODER_FAMILIES,
+    ENCODER_FAMILIES,
+    DecoderSpec,
+    architecture_of,
+    unknown_architecture,
+)
+from inferloom.models.tensors import TensorReader, stored_dtype
 from inferloom.types import ModelCard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WORDS = "embeddings.word_embeddings.weight"
 
 
 def load(
@@ -34,7 +43,8 @@ def load(
     equals it.
 
     `dtype`: of the weights: auto (as in the checkpoint), float32, bfloat16, float16. `activation_dtype`: of the
-    arithmetic, and of the KV pages. `max_model_len`: at most the checkpoint's own, which is the default.
+    arithmetic, and of the KV pages; an encoder computes in the dtype of its weights, because embeddings are compared
+    with those that others made. `max_model_len`: at most the checkpoint's own, which is the default.
     Raises `InvalidFormat`, `Unsupported`, `LoadFailed`, `OutOfMemory`.
     """
     place = _device(device)
@@ -42,6 +52,8 @@ def load(
     architecture = architecture_of(config)
     if architecture in DECODER_FAMILIES:
         return _load_decoder(checkpoint, config, dtype, activation_dtype, place, max_model_len)
+    if architecture in ENCODER_FAMILIES:
+        return _load_encoder(checkpoint, config, dtype, place, max_model_len)
     raise unknown_architecture(architecture)
 
 
@@ -76,6 +88,43 @@ def _load_decoder(
         page_size=PAGE_SIZE,
     )
     return Decoder(spec, weights, kernels=kernels, card=card, dtype=compute, device=device)
+
+
+def _load_encoder(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    dtype: str,
+    device: torch.device,
+    max_model_len: int | None,
+) -> Embedder:
+    spec = EncoderSpec.from_config(config)
+    folder = Path(checkpoint.folder)
+    pooling = Pooling.of(folder)
+    weights = open_weights(checkpoint)
+    compute = stored_dtype(weights) if dtype == "auto" else _dtype(dtype, "dtype")
+    prefix = next((name for name in ("", "bert.", "roberta.") if f"{name}{_WORDS}" in weights), "")
+    kernels = ReferenceKernels()
+    reader = TensorReader(weights, dtype=compute, stored=None, device=device, prefix=prefix)
+    encoder = Encoder(spec, reader, pooling=pooling, kernels=kernels, dtype=compute)
+    length = _length(max_model_len, spec.longest)
+    if max_model_len is None:
+        path = folder / "sentence_bert_config.json"
+        asked = read_json(path).get("max_seq_length") if path.is_file() else None
+        length = min(length, int(asked)) if asked else length
+    encoder.describe(
+        ModelCard(
+            kind="embed",
+            architecture=spec.architecture,
+            parameters=reader.parameters,
+            format=checkpoint.format,
+            dtype=str(compute).removeprefix("torch."),
+            max_model_len=length,
+            vocab_size=spec.vocab_size,
+            dimensions=encoder.dimensions,
+            weight_bytes=reader.weight_bytes,
+        )
+    )
+    return encoder
 
 
 def _has_chat_template(checkpoint: Checkpoint) -> bool:
@@ -128,16 +177,3 @@ def _device(name: str) -> torch.device:
             f"device {name} is not available: {seen}; set [model.driver] device to cpu or to one that is there"
         )
     return device
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint; raises `InvalidFormat`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidFormat(f"{path.name} is missing from {path.parent}") from None
-    except (OSError, ValueError) as error:
-        raise InvalidFormat(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidFormat(f"{path} holds no JSON object")
-    return value

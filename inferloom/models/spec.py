@@ -76,10 +76,10 @@ class DecoderSpec:
         family = DECODER_FAMILIES.get(architecture)
         if family is None:
             raise unknown_architecture(architecture)
-        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        head_dim = _size(config, "head_dim", family.head_dim or hidden // heads)
-        kv_heads = _size(config, "num_key_value_heads", family.kv_heads or heads)
-        layers = _size(config, "num_hidden_layers")
+        hidden, heads = size_of(config, "hidden_size"), size_of(config, "num_attention_heads")
+        head_dim = size_of(config, "head_dim", family.head_dim or hidden // heads)
+        kv_heads = size_of(config, "num_key_value_heads", family.kv_heads or heads)
+        layers = size_of(config, "num_hidden_layers")
         if heads % kv_heads:
             raise InvalidFormat(
                 f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly"
@@ -93,12 +93,12 @@ class DecoderSpec:
             method = config["quantization_config"].get("quant_method", "unnamed")
             raise Unsupported(f"a checkpoint quantised with {method}", "only float weights can be loaded yet")
         attention_bias = bool(config.get("attention_bias", False))
-        max_positions = _size(config, "max_position_embeddings", family.max_positions)
+        max_positions = size_of(config, "max_position_embeddings", family.max_positions)
         return cls(
             architecture=architecture,
-            vocab_size=_size(config, "vocab_size"),
+            vocab_size=size_of(config, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_size(config, "intermediate_size"),
+            intermediate_size=size_of(config, "intermediate_size"),
             layers=layers,
             heads=heads,
             kv_heads=kv_heads,
@@ -127,11 +127,13 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 
 def unknown_architecture(name: str) -> Unsupported:
+    """The error that names what this engine runs."""
     known = ", ".join((*DECODER_FAMILIES, *ENCODER_FAMILIES))
     return Unsupported(f"the architecture {name}", f"this engine runs {known}")
 
 
-def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+def size_of(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number of config.json, or `default` where the key is missing or null."""
     value = config.get(key)
     if value is None:
         value = default
@@ -148,7 +150,7 @@ def _windows(config: dict[str, Any], family: Family, layers: int) -> tuple[int |
         or (family.sliding == "flagged" and not config.get("use_sliding_window"))
     ):
         return (None,) * layers
-    window = _size(config, "sliding_window")
+    window = size_of(config, "sliding_window")
     if family.sliding == "always":
         return (window,) * layers
     kinds = config.get("layer_types")
