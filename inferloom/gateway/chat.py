@@ -14,7 +14,7 @@ from inferloom.gateway.wire import chat as wire
 from inferloom.gateway.wire.chat import ChatRequest, StreamOptions
 from inferloom.gateway.wire.decoding import BodyDecoder, header_value
 from inferloom.gateway.wire.sampling import sampling, stops
-from inferloom.types import ChatMessage, ExecuteBatch
+from inferloom.types import ExecuteBatch
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
@@ -49,7 +49,7 @@ def _batch(request: ChatRequest, entry: Entry, call: Call, form: ChatForm) -> Ex
     return ExecuteBatch(
         request_id=form.id,
         model=entry.id,
-        messages=_with_system_prompt(wire.messages(request), entry.config.system_prompt),
+        messages=wire.messages(request),
         sampling=sampling(request),
         n=form.choices,
         max_tokens=wire.max_tokens(request),
@@ -64,13 +64,6 @@ def _batch(request: ChatRequest, entry: Entry, call: Call, form: ChatForm) -> Ex
         user=request.user,
         stream=bool(request.stream),
     )
-
-
-def _with_system_prompt(messages: tuple[ChatMessage, ...], prompt: str | None) -> tuple[ChatMessage, ...]:
-    """The model's own system prompt first, where the request brings none."""
-    if prompt is None or any(message.role in ("system", "developer") for message in messages):
-        return messages
-    return (ChatMessage(role="system", content=prompt), *messages)
 
 
 def usage_wanted(options: StreamOptions | None, *, streaming: bool) -> bool:

@@ -37,7 +37,6 @@ async def embed(service: Service, call: Call) -> None:
     service.exchanges.add(exchange)
     try:
         result = await _result(service, exchange, entry=entry, batch=batch)
-        rows = wire.rows(result, dimensions=request.dimensions)
     except (InferloomError, asyncio.CancelledError) as error:
         reason = exchange.reason(error)
         if isinstance(reason, ClientLeft):
@@ -52,7 +51,8 @@ async def embed(service: Service, call: Call) -> None:
     encoding = request.encoding_format or "float"
     answer = EmbeddingResponse(
         data=[
-            Embedding(embedding=wire.encode_row(row, encoding), index=index) for index, row in enumerate(rows)
+            Embedding(embedding=wire.encode_row(row, encoding), index=index)
+            for index, row in enumerate(wire.rows(result))
         ],
         model=named,
         usage=EmbeddingUsage(prompt_tokens=result.prompt_tokens, total_tokens=result.prompt_tokens),

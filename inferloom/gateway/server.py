@@ -40,12 +40,20 @@ def serve(config: Config, *, on_ready: OnReady | None = None) -> int:
         check_binding(config.server)
         sock = bind(config.server)
     except ConfigError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return EXIT_USAGE
+        return refuse(error)
     config.server.port = sock.getsockname()[1]
     log.configure(config.server.effective_log_level, access_log=config.server.access_log)
-    with sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, sock, on_ready))
+    try:
+        with sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(config, sock, on_ready))
+    except ConfigError as error:
+        return refuse(error)
+
+
+def refuse(error: ConfigError) -> int:
+    """Say in one sentence why there is no server; the exit code."""
+    print(f"error: {error.message}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def bind(server: ServerConfig) -> socket.socket:
@@ -79,33 +87,23 @@ async def _serve(config: Config, sock: socket.socket, on_ready: OnReady | None) 
 
     pool = WorkerPool.for_config(config)
     catalog = Catalog(config, pool)
-    loading: set[asyncio.Task[None]] = set()
-
-    def begin() -> None:
-        if on_ready is not None:
-            on_ready(catalog)
-        loading.add(asyncio.create_task(catalog.start()))
-
-    try:
-        await pool.start()
-        return await attend(config, catalog, sock, begin)
-    finally:
-        await asyncio.gather(*loading, return_exceptions=True)
-        await catalog.close()
-        await pool.stop()
-
-
-async def attend(config: Config, catalog: Catalog, sock: socket.socket, begin: Callable[[], None]) -> int:
-    """Answer requests until signals end it, in order: `begin` is called once connections are accepted."""
-    app = build_app(catalog, config)
     ending = Ending()
+    app = build_app(catalog, config)
     listener = Listener(app)
     with ending.signals():
         listening = asyncio.create_task(listener.serve(sockets=[sock]))
-        await listener.accepting.wait()
-        begin()
-        await ending.wait(ending.first, listening)
-        return await end(app.state.service, listener, listening, ending)
+        try:
+            await listener.accepting.wait()
+            if on_ready is not None:
+                on_ready(catalog)
+            await pool.start()
+            await catalog.start()
+            await ending.wait(ending.first, listening)
+            return await end(app.state.service, listener, listening, ending)
+        finally:
+            listening.cancel()
+            await catalog.close()
+            await pool.stop()
 
 
 async def end(service: Service, listener: Listener, listening: asyncio.Task[None], ending: Ending) -> int:

@@ -155,19 +155,6 @@ async def test_tool_messages_and_calls_of_the_assistant_reach_the_runner(gateway
     assert (tool.tool_call_id, tool.content) == ("call_1", "sunny")
 
 
-async def test_the_models_system_prompt_is_used_when_the_request_brings_none(gateway):
-    gateway.catalog.default.config.system_prompt = "Be brief."
-    await chat(gateway)
-    await chat(gateway, messages=[{"role": "system", "content": "Be long."}, *QUESTION])
-    await chat(gateway, messages=[{"role": "developer", "content": "Be odd."}, *QUESTION])
-    firsts = [batch.messages[0] for batch in gateway.talker.batches]
-    assert [(m.role, m.content) for m in firsts] == [
-        ("system", "Be brief."),
-        ("system", "Be long."),
-        ("developer", "Be odd."),
-    ]
-
-
 async def test_response_formats_become_constraints(gateway):
     schema = {"type": "object", "properties": {"b": {}, "a": {}}}
     await chat(gateway, response_format={"type": "json_object"})

@@ -41,15 +41,9 @@ async def test_inputs_of_every_shape(gateway, given, reached):
     assert gateway.vectors.batches[0].inputs == reached
 
 
-async def test_fewer_dimensions_are_cut_and_normalised(gateway):
-    answer = await embed(gateway, dimensions=2)
-    assert answer.data[0].embedding == pytest.approx([2**-0.5, -(2**-0.5)])
-
-
-async def test_more_dimensions_than_the_model_has_are_refused(gateway):
-    with pytest.raises(openai.BadRequestError, match="at most 4") as caught:
-        await embed(gateway, dimensions=5)
-    assert caught.value.param == "dimensions"
+async def test_dimensions_reach_the_runner(gateway):
+    await embed(gateway, dimensions=2)
+    assert gateway.vectors.batches[0].dimensions == 2
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import binascii
-import math
 import sys
 from typing import Annotated, Any, Literal
 
@@ -60,28 +59,14 @@ def inputs(request: EmbeddingRequest) -> list[str | list[int]]:
     return found
 
 
-def rows(result: EmbedResult, *, dimensions: int | None) -> list[array.array[float]]:
-    """One float32 array per input; shortened to `dimensions` and brought back to length 1 where that is asked."""
+def rows(result: EmbedResult) -> list[array.array[float]]:
+    """One float32 array per input."""
     values = array.array("f")
     values.frombytes(result.data)
     if sys.byteorder == "big":
         values.byteswap()
     width = result.dimensions
-    found = [values[start : start + width] for start in range(0, len(values), width)]
-    if dimensions is None or dimensions == width:
-        return found
-    if dimensions > width:
-        raise InvalidRequest(
-            f"`dimensions` is {dimensions}, but the model's embeddings have {width}; ask for at most {width}.",
-            param="dimensions",
-        )
-    return [_shortened(row, dimensions) for row in found]
-
-
-def _shortened(row: array.array[float], dimensions: int) -> array.array[float]:
-    head = row[:dimensions]
-    length = math.sqrt(math.fsum(value * value for value in head))
-    return array.array("f", [value / length for value in head]) if length else head
+    return [values[start : start + width] for start in range(0, len(values), width)]
 
 
 def encode_row(row: array.array[float], encoding: str) -> list[float] | str:
