@@ -189,4 +189,4 @@ class ModelRunner(ABC):
 
     async def close(self) -> None:
         """Release everything; running requests end with an error. Idempotent."""
-        return None
+        return

@@ -11,11 +11,6 @@ from inferloom.types import EmbedBatch, EmbedResult, ModelCard
 from inferloom.worker.messages.replies import Embedded
 
 
-def is_long(batch: EmbedBatch, characters: int) -> bool:
-    """Whether tokenizing takes longer than the event loop should be held."""
-    return sum(len(one) for one in batch.inputs) > characters
-
-
 def check_token_ids(ids: Sequence[int], vocab_size: int, *, param: str) -> None:
     """Raises `InvalidRequest` for an id outside the vocabulary."""
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:

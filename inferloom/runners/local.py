@@ -11,11 +11,9 @@ from typing import Any
 
 import msgspec
 
-from inferloom.config.drivers import dummy_options, native_options
 from inferloom.config.schema import ModelConfig
 from inferloom.errors import (
     Cancelled,
-    ContextLengthExceeded,
     InferloomError,
     InvalidRequest,
     LoadFailed,
@@ -24,7 +22,7 @@ from inferloom.errors import (
 )
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.prepare import locate
-from inferloom.runners import embedding, sampling
+from inferloom.runners import embedding
 from inferloom.runners.base import (
     DeviceContext,
     ModelRunner,
@@ -33,14 +31,14 @@ from inferloom.runners.base import (
     SessionRebuildCause,
     WeightSource,
 )
+from inferloom.runners.jobs import dummy_job, native_job
 from inferloom.runners.preparation import prepare
+from inferloom.runners.request import generate, text_length, with_system_prompt
 from inferloom.runners.run import Run
-from inferloom.sources.table import SHORT_NAMES
+from inferloom.runners.sampling import fresh_seed
 from inferloom.text.answer import AnswerPlan
 from inferloom.text.codec import TextCodec
 from inferloom.types import (
-    ChatMessage,
-    Constraint,
     EmbedBatch,
     EmbedResult,
     ExecuteBatch,
@@ -66,9 +64,7 @@ from inferloom.worker.messages.requests import (
     Cancel,
     Embed,
     Flush,
-    Generate,
     GetStats,
-    GrammarSpec,
 )
 from inferloom.worker.pool import WorkerPool
 from inferloom.worker.process import Exit, WorkerProcess
@@ -174,9 +170,7 @@ class LocalRunner(ModelRunner):
     async def close(self) -> None:
         """End the worker; returns when the process is gone."""
         self._fail_all(Cancelled(f"the model {self._model.name} was unloaded while it was answering"))
-        self._on_death, on_death = None, self._on_death
         await self._end_process()
-        self._on_death = on_death
         self._card = self._codec = None
 
     async def _locate(self, source: WeightSource, progress: ProgressSink | None) -> Checkpoint | None:
@@ -197,7 +191,7 @@ class LocalRunner(ModelRunner):
         try:
             # the dummy's script is tokens, so its codec comes first; any other worker loads beside it
             dummy = self._model.driver.type == "dummy"
-            job = self._dummy_job(await codec_task) if dummy else self._native_job(checkpoint, ctx)
+            job = dummy_job(self._model, await codec_task) if dummy else self._native_job(checkpoint, ctx)
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)
             for one in done:
@@ -220,40 +214,8 @@ class LocalRunner(ModelRunner):
         )
 
     def _native_job(self, checkpoint: Checkpoint | None, ctx: DeviceContext | None) -> WorkerJob:
-        model, options = self._model, native_options(self._model.driver)
-        dtype, activation = model.dtype, model.driver.activation_dtype
-        short = SHORT_NAMES.get(self._source.source)
-        if dtype == "auto" and short is not None and short.dtype is not None:
-            dtype = activation = short.dtype  # what the table says this model needs to be right
-        return WorkerJob(
-            model=model.name,
-            driver="native",
-            checkpoint=checkpoint,
-            device=ctx.devices if ctx is not None else tuple(model.driver.device),
-            dtype=dtype,
-            activation_dtype=activation,
-            threads=options.threads,
-            max_model_len=model.max_model_len,
-            max_batch_size=options.max_batch_size,
-            max_batch_tokens=options.max_batch_tokens,
-            kv_budget_bytes=self._kv_budget,
-            batch_policy=model.scheduler.batch_policy,
-            prefix_cache=options.prefix_cache,
-            trust_remote_code=model.trust_remote_code,
-        )
-
-    def _dummy_job(self, codec: TextCodec) -> WorkerJob:
-        options = dummy_options(self._model.driver)
-        script = msgspec.structs.asdict(options)
-        script.pop("text")
-        script.update(
-            tokens=codec.encode(options.text, add_special_tokens=False) or [0],
-            end_token=min(codec.eos_token_ids, default=None),
-            vocab_size=codec.vocab_size,
-        )
-        return WorkerJob(
-            model=self._model.name, driver="dummy", max_model_len=self._model.max_model_len, options=script
-        )
+        devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)
+        return native_job(self._model, checkpoint, devices=devices, kv_budget_bytes=self._kv_budget)
 
     # --- answering --------------------------------------------------------------------------------------------------
 
@@ -266,30 +228,21 @@ class LocalRunner(ModelRunner):
             )
         if batch.token_ids is not None:
             embedding.check_token_ids(batch.token_ids, card.vocab_size, param="prompt")
-        batch = self._with_system_prompt(batch)
-        if is_long(batch):
+        batch = with_system_prompt(batch, self._model.system_prompt)
+        if text_length(batch) > LONG_TEXT:
             plan = await asyncio.to_thread(AnswerPlan, codec, batch)
         else:
             plan = AnswerPlan(codec, batch)
-        max_tokens = allowed_tokens(len(plan.token_ids), batch.max_tokens, card.max_model_len)
         self._numbers += 1
         number = self._numbers
-        seed = batch.sampling.seed
-        if seed is None:
-            seed = sampling.fresh_seed(self._model.driver.random_seed, _BOOT, number)
-        grammar = plan.constraint
-        ends = batch.stop_token_ids if batch.ignore_eos else (*self._ends, *batch.stop_token_ids)
-        request = Generate(
-            id=number,
-            prompt=plan.token_ids,
-            max_tokens=max_tokens,
-            sampling=sampling.resolve(batch.sampling, codec.generation_defaults, seed=seed),
-            n=batch.n,
-            stop_token_ids=list(ends),
-            grammar=None if grammar is None else as_grammar(grammar),
-            logprobs=-1 if batch.logprobs is None else batch.logprobs,
-            prompt_logprobs=batch.echo and batch.logprobs is not None,
-            priority=batch.priority,
+        request = generate(
+            batch,
+            plan,
+            number=number,
+            limit=card.max_model_len,
+            defaults=codec.generation_defaults,
+            ends=self._ends,
+            seed=lambda: fresh_seed(self._model.driver.random_seed, _BOOT, number),
         )
         if not process.alive or process is not self._process:  # while a thread was tokenizing
             raise self._died()
@@ -317,7 +270,7 @@ class LocalRunner(ModelRunner):
                 f"{self._model.name} generates text and makes no embeddings; use /v1/chat/completions",
                 param="model",
             )
-        if embedding.is_long(batch, LONG_TEXT):
+        if sum(len(one) for one in batch.inputs) > LONG_TEXT:
             prompts = await asyncio.to_thread(embedding.prompts, batch, codec, card)
         else:
             prompts = embedding.prompts(batch, codec, card)
@@ -352,14 +305,6 @@ class LocalRunner(ModelRunner):
         if codec is None or card is None or process is None or not process.alive:
             raise self._died()
         return codec, card, process
-
-    def _with_system_prompt(self, batch: ExecuteBatch) -> ExecuteBatch:
-        prompt, messages = self._model.system_prompt, batch.messages
-        if prompt is None or messages is None or any(m.role in ("system", "developer") for m in messages):
-            return batch
-        return msgspec.structs.replace(
-            batch, messages=(ChatMessage(role="system", content=prompt), *messages)
-        )
 
     async def _ask(
         self, process: WorkerProcess, question: Callable[[int], Any], *, deadline: float | None = None
@@ -452,19 +397,20 @@ class LocalRunner(ModelRunner):
             waiting.set_exception(error)
 
     def _on_exit(self, process: WorkerProcess, how: Exit) -> None:
-        if process is not self._process and self._process is not None:
-            return  # one that was replaced
+        loading = self._ready
+        if loading is None and process is not self._process:
+            return  # we ended it
         for line in process.last_words:
-            log.debug("last words of %s: %s", self._model.name, line)
-        loading = self._ready is not None
-        if loading and self._ready is not None and not self._ready.done():
-            self._ready.set_exception(
-                self._reason or LoadFailed(f"the worker of {self._model.name} died while loading: {how}")
-            )
+            log.error("last words of %s: %s", self._model.name, line)
+        if loading is not None:
+            if not loading.done():
+                loading.set_exception(
+                    self._reason or LoadFailed(f"the worker of {self._model.name} died while loading: {how}")
+                )
+            return
         error = self._died(how)
         self._fail_all(error)
-        if self._on_death is not None and not loading:
-            log.error("%s", error.message)
+        if self._on_death is not None:
             self._on_death(error)
 
     def _died(self, how: Exit | None = None) -> WorkerDied:
@@ -480,39 +426,3 @@ class LocalRunner(ModelRunner):
         process, self._process = self._process, None
         if process is not None:
             await process.stop()
-
-
-def is_long(batch: ExecuteBatch) -> bool:
-    """Whether tokenizing takes longer than the event loop should be held."""
-    if batch.messages is not None:
-        return sum(len(message.content or "") for message in batch.messages) > LONG_TEXT
-    return batch.text is not None and len(batch.text) > LONG_TEXT
-
-
-def allowed_tokens(prompt: int, asked: int | None, limit: int) -> int:
-    """How many tokens may be generated: what was asked, else what the context has left.
-
-    Raises `ContextLengthExceeded` where prompt and answer do not fit.
-    """
-    if asked is None:
-        if prompt >= limit:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt} tokens, but this model's context is {limit} tokens "
-                "and must hold the answer too; shorten the prompt",
-                param="messages",
-            )
-        return limit - prompt
-    if prompt + asked > limit:
-        raise ContextLengthExceeded(
-            f"{prompt} tokens of prompt and {asked} of answer are asked for, but this model's context is "
-            f"{limit} tokens; shorten the prompt or lower max_tokens",
-            param="messages" if prompt >= limit else "max_tokens",
-        )
-    return asked
-
-
-def as_grammar(constraint: Constraint) -> GrammarSpec:
-    """The constraint as the engine takes it: any JSON object is an object of any schema."""
-    if constraint.kind == "json_object":
-        return GrammarSpec("json_schema", '{"type":"object"}')
-    return GrammarSpec(constraint.kind, constraint.value)

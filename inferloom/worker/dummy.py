@@ -1,13 +1,11 @@
 """The dummy driver: scripted answers at a set rate, one token per sequence and step as a real engine would.
 
 It is for tests and for benchmarks of everything around an engine, so it has an engine's manners: token limits, stop
-tokens, choices, cancellation, rejections, and the ways to die.
+tokens, choices, cancellation and rejections.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import struct
 import time
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ LOGPROB = -0.1  # of every token: there is no distribution behind them
 
 
 class DummyScript(msgspec.Struct, frozen=True, kw_only=True):
-    """The job's options: the driver's own, the answer in tokens, and ways to fail that tests ask for."""
+    """The job's options: the driver's own, and the answer in tokens."""
 
     tokens: tuple[int, ...] = (0,)
     end_token: int | None = None  # the answer ends with it, unless the request goes on regardless
@@ -40,8 +38,6 @@ class DummyScript(msgspec.Struct, frozen=True, kw_only=True):
     fail_load: str | None = None
     kind: str = "generate"
     dimensions: int = 384
-    crash_after: int | None = None  # tokens of one sequence after which the process dies of `crash_signal`
-    crash_signal: str = "SIGSEGV"
 
 
 @dataclass(slots=True)
@@ -165,8 +161,6 @@ class DummyHost:
     def _next(self, sequence: _Sequence) -> SequenceStep:
         request, script = sequence.request, self.script
         at = sequence.sent
-        if script.crash_after is not None and at >= script.crash_after:
-            os.kill(os.getpid(), signal.Signals[script.crash_signal])
         tokens: list[int] = []
         finish: FinishReason | None = None
         if at >= request.max_tokens:  # of 0: only the prompt was asked about

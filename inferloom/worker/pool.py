@@ -113,7 +113,7 @@ class WorkerPool:
                 on_exit(worker, how)
 
         worker = WorkerProcess(
-            pid, on_exit=ended, on_stderr=lambda line: log.warning("worker %s: %s", job.model, line)
+            pid, on_exit=ended, on_stderr=lambda line: log.info("worker %s: %s", job.model, line)
         )
         self._workers[pid] = worker
         worker.on_message = on_message

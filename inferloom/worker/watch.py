@@ -14,7 +14,7 @@ import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from inferloom.errors import LoadFailed
+from inferloom.errors import LoadFailed, SourceNotFound
 
 CHANGED = "weights file changed under the worker"
 
@@ -22,7 +22,7 @@ CHANGED = "weights file changed under the worker"
 class WeightsWatch:
     """To be made before the files are mapped and checked after, and now and then. From the main thread.
 
-    `wake` is a descriptor that becomes readable when a lease is broken, to end a wait.
+    Raises `SourceNotFound`. `wake` is a descriptor that becomes readable when a lease is broken, to end a wait.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -35,7 +35,10 @@ class WeightsWatch:
         self._files: list[tuple[str, int, tuple[int, int]]] = []
         self.leases = 0
         for path in paths:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise SourceNotFound(f"the weights file {path} cannot be opened: {error.strerror}") from error
             self._files.append((path, descriptor, _stamp(descriptor)))
             try:
                 fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)

@@ -1,0 +1,52 @@
+"""What a worker is told to host, from a model's configuration."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inferloom.config.drivers import dummy_options, native_options
+from inferloom.config.schema import ModelConfig
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.sources.table import SHORT_NAMES
+from inferloom.text.codec import TextCodec
+from inferloom.worker.messages.job import WorkerJob
+
+
+def native_job(
+    model: ModelConfig, checkpoint: Checkpoint | None, *, devices: tuple[str, ...], kv_budget_bytes: int
+) -> WorkerJob:
+    """Our engine over a checkpoint."""
+    options = native_options(model.driver)
+    dtype, activation = model.dtype, model.driver.activation_dtype
+    short = SHORT_NAMES.get(model.weights or "")
+    if dtype == "auto" and short is not None and short.dtype is not None:
+        dtype = activation = short.dtype  # what the table says this model needs to be right
+    return WorkerJob(
+        model=model.name,
+        driver="native",
+        checkpoint=checkpoint,
+        device=devices,
+        dtype=dtype,
+        activation_dtype=activation,
+        threads=options.threads,
+        max_model_len=model.max_model_len,
+        max_batch_size=options.max_batch_size,
+        max_batch_tokens=options.max_batch_tokens,
+        kv_budget_bytes=kv_budget_bytes,
+        batch_policy=model.scheduler.batch_policy,
+        prefix_cache=options.prefix_cache,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def dummy_job(model: ModelConfig, codec: TextCodec) -> WorkerJob:
+    """A scripted model. The worker knows no tokenizer, so its script travels as tokens."""
+    options = dummy_options(model.driver)
+    script = msgspec.structs.asdict(options)
+    text = script.pop("text")
+    script.update(
+        tokens=codec.encode(text, add_special_tokens=False) or [0],
+        end_token=min(codec.eos_token_ids, default=None),
+        vocab_size=codec.vocab_size,
+    )
+    return WorkerJob(model=model.name, driver="dummy", max_model_len=model.max_model_len, options=script)
