@@ -66,7 +66,6 @@ model = st.fixed_dictionaries(
         "chat_template": text,
         "tok_model_id": text,
         "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
-        "trust_remote_code": st.booleans(),
         "scheduler": scheduler,
     },
 )
