@@ -21,6 +21,7 @@ from inferloom.errors import ConfigError, InferloomError, InvalidRequest, NotFou
 USAGE_ERROR = 2
 FAILURE = 1
 INTERRUPTED = 130
+SERVING = ("serve", "from-config", "multi-model")
 
 
 class Entry(NamedTuple):
@@ -102,7 +103,7 @@ def root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
-    # `--debug` is read from the arguments by `main`, before or after the command's name.
+    # `main` reads `--debug` from the arguments, before or after the command's name.
     del version, debug
 
 
@@ -115,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 (it failed), 2 (usage or configuration), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command not in SERVING:  # which know it themselves: to them it is also a level of logging
+        arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="inferloom")
     except InferloomError as error:

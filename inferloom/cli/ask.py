@@ -26,7 +26,9 @@ def ask(
         str | None, typer.Option("--system", help="System prompt, instead of the model's own.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="0 is greedy: the likeliest answer.")
+    ] = 0.0,
     url: Url = None,
 ) -> None:
     """Ask a model one question and print the answer.

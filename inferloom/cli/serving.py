@@ -86,7 +86,7 @@ def example(config: Config, model: ModelConfig) -> str:
         payload: dict[str, Any] = {"model": model.name, "input": QUESTION}
     else:
         path = "chat/completions"
-        payload = {"model": model.name, "messages": [{"role": "user", "content": QUESTION}]}
+        payload = {"model": model.name, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     arguments = ["curl", f"{address(config)}/v1/{path}", "-H", "Content-Type: application/json"]
     command = shlex.join([*arguments, "-d", json.dumps(payload, ensure_ascii=False)])
     if api_keys(config.server):
