@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         """Raises `LoadFailed` for a text that is no template, or one that is too much to compile."""
-        self.source = source
+        self.knows_developer = "developer" in source  # the role
         self._refused: str | None = None
         try:
             self._template = run_limited(
@@ -39,14 +38,6 @@ class ChatTemplate:
             raise LoadFailed(
                 f"the chat template cannot be compiled ({type(error).__name__}); give another one with chat_template="
             ) from error
-
-    def mentions(self, *words: str) -> bool:
-        """Whether any of the words stands in the template's text."""
-        return any(word in self.source for word in words)
-
-    def reads(self, name: str) -> bool:
-        """Whether `name` occurs as a whole word of the template's code."""
-        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     def render(
         self,

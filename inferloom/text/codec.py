@@ -203,7 +203,7 @@ class TextCodec:
         prepared = self.tool_format.prepare(messages, tools)
         shown = [tool_dict(tool) for tool in tools] if self.tool_format.native else []
         return template.render(
-            message_dicts(prepared, developer=template.mentions("developer")),
+            message_dicts(prepared, developer=template.knows_developer),
             tools=shown or None,
             variables={**self._special_tokens, **kwargs},
             ordinary=not kwargs and is_ordinary(messages),

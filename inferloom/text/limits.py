@@ -2,8 +2,9 @@
 
 In the main thread (where the event loop runs, and renders take microseconds) `SIGALRM` interrupts Python code
 after the time, and `RLIMIT_AS` turns a grab for memory into a `MemoryError`. Python delivers signals to the main
-thread only, so in any other thread a watchdog thread raises the exception there (`PyThreadState_SetAsyncExc`);
-memory then has no ceiling but the sandbox's own, because the limit is the process's and not the thread's.
+thread only, and a limit is the process's and not the thread's; so in any other thread a watchdog thread looks at the
+clock and at the address space a hundred times a second and raises the exception there
+(`PyThreadState_SetAsyncExc`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_STATM = Path("/proc/self/statm")
+# the C function beneath `signal.signal`: the wrapper's conversions to enumerations would be half of a short render
+_set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
+_ALARM = int(signal.SIGALRM)
 
 
 class OutOfTime(BaseException):
@@ -33,11 +37,11 @@ def run_limited(work: Callable[[], T], *, seconds: float, memory: int) -> T:
     """Call `work` and give its result.
 
     Raises `OutOfTime` after `seconds` (checked between bytecodes), `MemoryError` where it would add more than
-    about `memory` bytes of address space (main thread only), and whatever `work` raises.
+    about `memory` bytes of address space (main thread; elsewhere up to twice that), and whatever `work` raises.
     """
     if threading.current_thread() is threading.main_thread():
         return _run_with_timer(work, seconds=seconds, memory=memory)
-    return _WATCHDOG.run(work, seconds=seconds)
+    return _WATCHDOG.run(work, seconds=seconds, memory=memory)
 
 
 def _run_with_timer(work: Callable[[], T], *, seconds: float, memory: int) -> T:
@@ -48,67 +52,101 @@ def _run_with_timer(work: Callable[[], T], *, seconds: float, memory: int) -> T:
         if armed:
             raise OutOfTime
 
-    previous = signal.signal(signal.SIGALRM, ring)
+    previous = _set_handler(_ALARM, ring)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     remaining = interval = 0.0
     try:
         remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
         _limit_memory(memory, soft=soft, hard=hard)
-        return work()
+        try:
+            return work()
+        finally:
+            armed = False  # should it ring right here, the outer block still tidies up
     finally:
-        armed = False
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         if remaining:  # somebody else's timer goes on where it was
             left = max(1e-6, remaining - (time.monotonic() - started))
         else:
             left = 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if previous is None else previous)
+        _set_handler(_ALARM, int(signal.SIG_DFL) if previous is None else previous)
         if left:
             signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 def _limit_memory(memory: int, *, soft: int, hard: int) -> None:
-    ceiling = int(_STATM.read_bytes().split()[0]) * _PAGE + memory
+    ceiling = _ADDRESS_SPACE.size() + memory
     if soft != resource.RLIM_INFINITY:
         ceiling = min(ceiling, soft)
     resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
 
 
-class _Watchdog:
-    """One daemon thread, started when first needed, that interrupts other threads at their deadlines."""
+class _AddressSpace:
+    """Reads the size of this process's address space; the file is kept open, one per process (forks have another)."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()
-        self._deadlines: dict[int, float] = {}  # by thread id
+        self._pid = 0
+        self._descriptor = -1
+
+    def size(self) -> int:
+        """Bytes."""
+        if self._pid != os.getpid():
+            self._descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+            self._pid = os.getpid()
+        return int(os.pread(self._descriptor, 64, 0).split()[0]) * _PAGE
+
+
+_ADDRESS_SPACE = _AddressSpace()
+
+
+class _Watch(msgspec.Struct, frozen=True):
+    deadline: float  # time.monotonic()
+    ceiling: int  # bytes of address space
+
+
+class _Watchdog:
+    """One daemon thread, started when first needed, that interrupts other threads at their limits."""
+
+    _TICK = 0.01
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watches: dict[int, _Watch] = {}  # by thread id
+        self._struck: dict[int, type[BaseException]] = {}
         self._thread: threading.Thread | None = None
 
-    def run(self, work: Callable[[], T], *, seconds: float) -> T:
+    def run(self, work: Callable[[], T], *, seconds: float, memory: int) -> T:
         thread = threading.get_ident()
-        with self._lock:
-            self._deadlines[thread] = time.monotonic() + seconds
+        watch = _Watch(time.monotonic() + seconds, _ADDRESS_SPACE.size() + memory)
+        with self._changed:
+            self._watches[thread] = watch
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._watch, name="render-watchdog", daemon=True)
                 self._thread.start()
-            self._lock.notify()
+            self._changed.notify()
         try:
             return work()
         finally:
-            with self._lock:
+            with self._changed:
                 # under the lock the watchdog cannot strike any more; what it sent and did not arrive is withdrawn
-                if self._deadlines.pop(thread, None) is None:
+                self._watches.pop(thread, None)
+                if self._struck.pop(thread, None) is not None:
                     _interrupt(thread, None)
 
     def _watch(self) -> None:
-        with self._lock:
+        with self._changed:
             while True:
-                now = time.monotonic()
-                for thread, deadline in list(self._deadlines.items()):
-                    if deadline <= now:
-                        del self._deadlines[thread]
-                        _interrupt(thread, OutOfTime)
-                nearest = min(self._deadlines.values(), default=None)
-                self._lock.wait(None if nearest is None else max(0.0, nearest - now))
+                for thread, watch in list(self._watches.items()):
+                    if time.monotonic() >= watch.deadline:
+                        self._strike(thread, OutOfTime)
+                    elif _ADDRESS_SPACE.size() > watch.ceiling:
+                        self._strike(thread, MemoryError)
+                self._changed.wait(self._TICK if self._watches else None)
+
+    def _strike(self, thread: int, error: type[BaseException]) -> None:
+        del self._watches[thread]
+        self._struck[thread] = error
+        _interrupt(thread, error)
 
 
 def _interrupt(thread: int, error: type[BaseException] | None) -> None:

@@ -7,8 +7,10 @@ limits of time and memory (`limits.py`).
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -22,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MAX_OPERATION = 1 << 24  # items or bits of what one operator makes
+_DIGITS = re.compile("[0-9]+")
 MAX_OUTPUT = 1 << 27  # characters of a rendered chat
 
 
@@ -76,8 +79,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             extensions=[_GenerationTag, LoopControlExtension],
             cache_size=0,
+            optimized=False,  # the optimizer would run filters on constants while it compiles
         )
         self.filters["tojson"] = _to_json
+        for name in ("center", "indent", "tojson", "replace", "join", "format"):
+            self.filters[name] = _guarded_filter(name, self.filters[name])
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["dict"] = _DictMaker()
@@ -93,9 +99,53 @@ class Sandbox(ImmutableSandboxedEnvironment):
             size = left.bit_length() * right if both else 0
         else:
             size = _longest_number(left) if isinstance(left, str) else 0
-        if size > MAX_OPERATION:
-            raise SecurityError(f"the result of `{operator}` would be too large")
+        _allow(size, operator)
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            _check_text_operation(__obj.__name__, owner, args, kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+def _guarded_filter(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, refusing to make something huge; `functools.wraps` keeps what Jinja notes on filters."""
+    first = 1 if hasattr(work, "jinja_pass_arg") else 0  # the value comes after the environment or context
+
+    @functools.wraps(work)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        value = args[first]
+        if name == "join":  # of the list `value` with a separator
+            separator = args[first + 1] if len(args) > first + 1 else kwargs.get("d", "")
+            if isinstance(value, list | tuple) and isinstance(separator, str):
+                _check_text_operation("join", separator, (value,), {})
+        else:
+            _check_text_operation(name, value if isinstance(value, str) else "", args[first + 1 :], kwargs)
+        return work(*args, **kwargs)
+
+    return guarded
+
+
+def _check_text_operation(name: str, text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a method or filter of a text whose result would be out of all proportion."""
+    if name == "join" and args and isinstance(args[0], list | tuple):
+        size = len(text) * len(args[0]) + sum(map(_size, args[0]))
+    elif name == "replace":
+        size = (len(text) + 1) * max(map(_size, (*args, *kwargs.values())), default=0) >> 4
+    elif name in ("format", "format_map"):
+        size = _longest_number(text)
+    else:  # widths: ljust, rjust, center, zfill, expandtabs, indent
+        numbers = [value for value in (*args, *kwargs.values()) if isinstance(value, int)]
+        size = max(numbers, default=0) * (1 + text.count("\t") if name == "expandtabs" else 1)
+        if name in ("indent", "tojson"):
+            size *= 1000  # once a line
+    _allow(size, name)
+
+
+def _allow(size: int, operation: str) -> None:
+    if size > MAX_OPERATION:
+        raise SecurityError(f"the result of {operation!r} would be too large")
 
 
 def _size(value: Any) -> int:
@@ -103,14 +153,8 @@ def _size(value: Any) -> int:
 
 
 def _longest_number(text: str) -> int:
-    """The largest width or precision that a %-format may ask for."""
-    digits, largest = "", 0
-    for character in text + " ":
-        if character.isdecimal():
-            digits += character
-        elif digits:
-            largest, digits = max(largest, int(digits[:9]) if len(digits) < 10 else MAX_OPERATION + 1), ""
-    return largest
+    """The largest width or precision that a format may ask for."""
+    return max((min(int(digits[:10]), 1 << 40) for digits in _DIGITS.findall(text)), default=0)
 
 
 def _to_json(
