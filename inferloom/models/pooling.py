@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Pooling:
         states = states.float()
         vectors = torch.cat([self._one(mode, states) for mode in self.modes], dim=1)
         if self.normalize:
-            vectors = torch.nn.functional.normalize(vectors, dim=1)
+            vectors /= vectors.norm(dim=1, keepdim=True).clamp_min_(1e-12)
         return vectors
 
     @staticmethod
@@ -71,7 +72,8 @@ class Pooling:
             return states[:, -1]
         if mode == "max":
             return states.amax(dim=1)
-        return states.sum(dim=1) / states.shape[1] ** (0.5 if mode == "mean_sqrt_len" else 1.0)
+        length = states.shape[1]
+        return states.sum(dim=1) / (math.sqrt(length) if mode == "mean_sqrt_len" else length)
 
 
 def _modes(config: dict[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Rotary position embedding: frequencies for each scaling a checkpoint may name, and their cos/sin tables.
 
-Semantics are those of `transformers` 5 (`modeling_rope_utils`): "default", "linear", "dynamic" (NTK by the length
-reached), "yarn" (https://huggingface.co/papers/2309.00071) and "llama3". Anything else is refused by name.
+Semantics are those of `transformers` 5 (`modeling_rope_utils`): "default", "linear", "dynamic" (NTK scaling, which
+changes nothing up to max_position_embeddings; longer contexts are refused, because their keys would depend on when
+they were written), "yarn" (https://huggingface.co/papers/2309.00071) and "llama3". Anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -93,12 +94,8 @@ class RopeSpec:
             raise InvalidFormat(f"config.json: rope scaling {kind!r} needs a positive {key}, got {value!r}")
         return float(value)
 
-    def frequencies(self, length: int | None = None) -> torch.Tensor:
-        """float32 [dim / 2], radians per token. `length` matters to "dynamic" only: the longest position reached."""
-        if self.kind == "dynamic":
-            reached = max(length or 0, self.max_positions)
-            stretch = (self.factor * reached / self.max_positions) - (self.factor - 1)
-            return _plain(self.theta * stretch ** (self.dim / (self.dim - 2)), self.dim)
+    def frequencies(self) -> torch.Tensor:
+        """float32 [dim / 2], radians per token."""
         plain = _plain(self.theta, self.dim)
         if self.kind == "linear":
             return plain / self.factor
@@ -168,15 +165,14 @@ class RopeTables:
 
     def at(self, positions: torch.Tensor, *, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and signed sin [T, 1, dim] for int64 `positions` [T]; `longest` is at least their maximum + 1."""
-        stretched = self._spec.kind == "dynamic" and longest > self._spec.max_positions
-        if longest > self._length or stretched:
-            self._grow(longest if stretched else max(longest, 2 * self._length, 256))
+        if longest > self._length:
+            self._grow(max(longest, 2 * self._length, 256))
         return self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(
             0, positions
         ).unsqueeze(1)
 
     def _grow(self, length: int) -> None:
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._spec.frequencies(length))
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._spec.frequencies())
         cos, sin = angles.cos() * self._spec.attention_factor, angles.sin() * self._spec.attention_factor
         self._cos = torch.cat((cos, cos), dim=1).to(self._device, self._dtype)
         self._sin = torch.cat((-sin, sin), dim=1).to(self._device, self._dtype)

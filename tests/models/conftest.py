@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factories.checkpoints import Family, make_checkpoint
+
+from inferloom.formats.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+    """Random checkpoints, made once for every distinct request."""
+    made: dict[tuple[Any, ...], Checkpoint] = {}
+
+    def make(family: Family, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> Checkpoint:
+        key = (family, dtype, repr(overrides))
+        if key not in made:
+            folder: Path = tmp_path_factory.mktemp(family) / family
+            made[key] = make_checkpoint(folder, family, dtype=dtype, **overrides)
+        return made[key]
+
+    return make
