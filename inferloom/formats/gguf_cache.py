@@ -64,7 +64,7 @@ def parts(path: Path) -> list[Path]:
         return [path]
     count = int(match["count"])
     names = [f"{match['stem']}-{index:05}-of-{count:05}.gguf" for index in range(1, count + 1)]
-    if match["index"] not in {name[-18:-13] for name in names}:
+    if not 1 <= int(match["index"]) <= count:
         raise SourceNotFound(f"{path.name} is not one of the {count} parts that its name speaks of.")
     found = [path.with_name(name) for name in names]
     for part in found:

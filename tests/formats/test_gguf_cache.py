@@ -1,0 +1,274 @@
+"""GGUF files become bf16 safetensors, once for each content."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import gguf
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+from safetensors.torch import load_file
+
+from inferloom.errors import InferloomError, InvalidFormat, LoadFailed, SourceNotFound
+from inferloom.formats import gguf_cache, gguf_tensors
+from inferloom.formats.gguf_file import GgufFile
+from inferloom.types import LoadProgress
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INFERLOOM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def ignore(progress: LoadProgress) -> None:
+    return
+
+
+def converted(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(gguf_cache.weights(gguf_cache.convert(path, ignore))[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_and_configuration_equal_those_that_transformers_loads(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens), tied=tied, family=family)
+    # transformers reads Qwen's head size from the key, the other two families' from the division
+    keys = {f"{family}.attention.key_length": gguf.HEAD_DIM} if family == "qwen3" else {}
+    path = gguf.write(tmp_path / "m.gguf", family=family, vocabulary=vocabulary, tensors=tensors, keys=keys)
+    their_config = AutoConfig.from_pretrained(tmp_path, gguf_file="m.gguf")
+    shell = AutoModelForCausalLM.from_config(their_config)
+    theirs = load_gguf_checkpoint(path, return_tensors=True, model_to_load=shell)["tensors"]
+    ours = converted(path)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, theirs[name].to(torch.bfloat16)), name
+    loaded = AutoConfig.from_pretrained(gguf_cache.convert(path, ignore))
+    assert type(loaded) is type(their_config)
+    assert loaded.head_dim == gguf.HEAD_DIM
+    assert loaded.tie_word_embeddings is tied
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
+def test_every_common_quantisation_is_read(kind: Kind, tmp_path: Path) -> None:
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens))
+    ours = converted(gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors, kind=kind))
+    expected = dequantize(gguf.gguf.quants.quantize(tensors["blk.1.ffn_down.weight"], kind), kind)
+    assert torch.equal(
+        ours["model.layers.1.mlp.down_proj.weight"], torch.from_numpy(expected).to(torch.bfloat16)
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Kind.Q2_K,
+        Kind.Q3_K,
+        Kind.Q4_K,
+        Kind.Q5_K,
+        Kind.Q6_K,
+        Kind.TQ1_0,
+        Kind.MXFP4,
+        Kind.IQ2_XXS,
+        Kind.IQ3_S,
+        Kind.IQ4_XS,
+    ],
+)
+def test_block_formats_are_dequantised_row_by_row_as_a_whole(kind: Kind, tmp_path: Path) -> None:
+    block, size = GGML_QUANT_SIZES[kind]
+    chance = np.random.default_rng(int(kind))
+    rows, width = 37, 2 * max(block, 256)
+    raw = chance.integers(0, 64, size=(rows, width // block * size), dtype=np.uint8)
+    writer = gguf.gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GgufFile(tmp_path / "m.gguf") as file:
+        tensor = file.tensors["token_embd.weight"]
+        assert tensor.shape == (rows, width)
+        ours = b"".join(
+            bytes(piece) for piece in gguf_tensors.as_bf16(gguf_tensors.Placed("x", tensor, file))
+        )
+    expected = torch.from_numpy(np.ascontiguousarray(dequantize(raw, kind), dtype=np.float32)).to(
+        torch.bfloat16
+    )
+    assert ours == expected.view(torch.int16).numpy().tobytes()
+
+
+def test_rounding_is_to_nearest_ties_to_even_as_in_torch() -> None:
+    chance = np.random.default_rng(0)
+    bits = chance.integers(0, 1 << 32, size=200_000, dtype=np.uint32)
+    ties = np.array(
+        [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0, 0x80000000], np.uint32
+    )
+    values = np.concatenate([bits, ties]).view(np.float32)
+    values = values[~np.isnan(values)]
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    assert np.array_equal(gguf_tensors.to_bf16(values), expected)
+    odd = np.array([np.nan, -np.nan], np.float32)
+    assert torch.from_numpy(gguf_tensors.to_bf16(odd).view(np.int16)).view(torch.bfloat16).isnan().all()
+
+
+def test_a_large_tensor_is_converted_in_pieces(tmp_path: Path) -> None:
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens))
+    tensors["output.weight"] = np.zeros((200_000, gguf.HIDDEN), np.float32)  # 51 MB
+    path = gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors)
+    tracemalloc.start()
+    try:
+        gguf_cache.convert(path, ignore)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6
+
+
+def test_a_file_is_converted_once_and_a_copy_of_it_not_at_all(tmp_path: Path) -> None:
+    path = gguf.write(tmp_path / "m.gguf")
+    seen: list[LoadProgress] = []
+    assert gguf_cache.converted(path) is None
+    folder = gguf_cache.convert(path, seen.append)
+    assert {progress.stage for progress in seen} == {"check", "convert"}
+    assert gguf_cache.converted(path) == folder
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(path, copy)
+    assert gguf_cache.converted(copy) is None
+    seen.clear()
+    assert gguf_cache.convert(copy, seen.append) == folder
+    assert {progress.stage for progress in seen} == {"check"}
+
+
+def test_a_file_that_changed_is_another_one(tmp_path: Path) -> None:
+    path = gguf.write(tmp_path / "m.gguf")
+    first = gguf_cache.convert(path, ignore)
+    vocabulary = gguf.byte_vocabulary()
+    gguf.write(path, vocabulary=vocabulary, tensors=gguf.random_tensors(len(vocabulary.tokens), seed=9))
+    os.utime(path, ns=(1, 1))
+    assert gguf_cache.converted(path) is None
+    second = gguf_cache.convert(path, ignore)
+    assert second != first
+    assert first.exists()
+
+
+@pytest.mark.parametrize("damage", ["older", "manifest", "weights"])
+def test_an_older_or_damaged_copy_is_rebuilt(damage: str, tmp_path: Path) -> None:
+    path = gguf.write(tmp_path / "m.gguf")
+    folder = gguf_cache.convert(path, ignore)
+    good = (folder / "model.safetensors").read_bytes()
+    manifest = folder / "inferloom.json"
+    if damage == "older":
+        manifest.write_text(
+            json.dumps({**json.loads(manifest.read_text()), "version": gguf_cache.VERSION - 1})
+        )
+    elif damage == "manifest":
+        manifest.write_text("{")
+    else:
+        (folder / "model.safetensors").write_bytes(b"short")
+    assert gguf_cache.converted(path) is None
+    assert gguf_cache.convert(path, ignore) == folder
+    assert (folder / "model.safetensors").read_bytes() == good
+    assert {entry.name for entry in folder.parent.iterdir()} == {folder.name, "known"}
+
+
+def test_processes_that_convert_the_same_file_at_once_do_it_once(tmp_path: Path) -> None:
+    path = gguf.write(tmp_path / "m.gguf")
+
+    def run(_: int) -> str:
+        command = [sys.executable, "-m", "inferloom.formats.prepare", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor(3) as pool:
+        outputs = list(pool.map(run, range(3)))
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    assert sum('"convert"' in output for output in outputs) == 1
+
+
+def test_the_parts_of_a_split_model_are_read_together(tmp_path: Path) -> None:
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens))
+    names = sorted(tensors)
+    halves: list[dict[str, Any]] = [{name: tensors[name] for name in part} for part in (names[:9], names[9:])]
+    first = gguf.write(tmp_path / "m-00001-of-00002.gguf", vocabulary=vocabulary, tensors=halves[0])
+    with pytest.raises(
+        SourceNotFound, match=r"comes in 2 parts, and m-00002-of-00002\.gguf is not beside it"
+    ):
+        gguf_cache.convert(first, ignore)
+    second = gguf.write(tmp_path / "m-00002-of-00002.gguf", vocabulary=vocabulary, tensors=halves[1])
+    whole = converted(gguf.write(tmp_path / "whole.gguf", vocabulary=vocabulary, tensors=tensors))
+    for named in (first, second):
+        parts = converted(named)
+        assert set(parts) == set(whole)
+        assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "says"),
+    [
+        (
+            {"blk.0.ffn_gate_inp.weight": (4, 64)},
+            LoadFailed,
+            "a tensor 'blk.0.ffn_gate_inp.weight' that this version",
+        ),
+        ({"blk.7.ffn_up.weight": (96, 64)}, LoadFailed, "a tensor 'blk.7.ffn_up.weight'"),
+        ({"blk.0.attn_q.weight": (6, 64)}, InvalidFormat, "which 4 heads cannot share"),
+        ({"token_embd.weight": (10, 64)}, InvalidFormat, "vocabulary has 420 tokens, its embedding 10"),
+        ({"token_embd.weight": (10,)}, InvalidFormat, "no embedding matrix"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    tensors: dict[str, tuple[int, ...]], error: type[InferloomError], says: str, tmp_path: Path, cache: Path
+) -> None:
+    vocabulary = gguf.byte_vocabulary()
+    all_tensors = gguf.random_tensors(len(vocabulary.tokens))
+    all_tensors |= {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    path = gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=all_tensors)
+    with pytest.raises(error, match=says):
+        gguf_cache.convert(path, ignore)
+    assert not [entry for entry in (cache / "gguf").iterdir() if entry.name != "known"]
+
+
+def test_no_room_is_told_before_writing_and_when_it_happens(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gguf.write(tmp_path / "m.gguf")
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(
+            LoadFailed, match=r"the disk is full: the converted copy of m\.gguf needs .* INFERLOOM_CACHE"
+        ):
+            gguf_cache.convert(path, ignore)
+    with monkeypatch.context() as patch:
+
+        def full(*given: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(gguf_cache, "_write", full)
+        with pytest.raises(LoadFailed, match="No space left on device; make room"):
+            gguf_cache.convert(path, ignore)
+    assert not [entry for entry in (cache / "gguf").iterdir() if entry.name != "known"]
+    assert gguf_cache.convert(path, ignore).exists()
