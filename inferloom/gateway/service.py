@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _VERBS: dict[ModelKind, str] = {"generate": "generates text", "embed": "makes embeddings"}
 
 
+_UNBORN = ("declared", "loading", "warming")
+
+
 class Service:
     """One serving gateway."""
 
@@ -33,6 +36,7 @@ class Service:
         )
         self.metrics = Metrics(self._model_rows)
         self.draining = False
+        self._starting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
 
     def resolve(self, call: Call, name: str | None) -> tuple[Entry, str]:
         """The model of a request, and the name its answer carries: as it was given, else the model's id."""
@@ -67,6 +71,13 @@ class Service:
         """What a model does, where that is known: from its card."""
         card = self.catalog.status(entry.id).card
         return card.kind if card is not None else None
+
+    @property
+    def starting(self) -> bool:
+        """Whether a model that is loaded at the start has neither been loaded nor failed yet."""
+        if self._starting:
+            self._starting = {id for id in self._starting if self.catalog.status(id).state in _UNBORN}
+        return bool(self._starting)
 
     def _model_rows(self) -> list[ModelRow]:
         rows: list[ModelRow] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
-from gateway.stand_in import ScriptedRunner, StandInCatalog, StandInEntry, chat_card, model
+from gateway.stand_in import ScriptedRunner, StandInCatalog, StandInEntry, chat_card, model, two_models
 
 from inferloom.errors import LoadFailed, SourceNotFound
 
@@ -185,6 +185,18 @@ async def test_health_is_the_process_and_ready_stays_when_a_model_is_unloaded(ga
     ready = await gateway.http.get("/ready")
     assert ready.status_code == 200
     assert ready.json() == {"status": "ready", "models": {"talker": "unloaded", "vectors": "loaded"}}
+
+
+async def test_a_server_is_not_ready_while_the_models_of_its_start_load(serve):
+    catalog = two_models()
+    talker, vectors = (entry.status for entry in catalog.entries())
+    talker.state = vectors.state = "loading"
+    gateway = await serve(catalog)
+    assert (await gateway.http.get("/ready")).json()["status"] == "starting"
+    talker.state, vectors.state = "ready", "failed"
+    assert (await gateway.http.get("/ready")).status_code == 200
+    talker.state = "loading"  # a later reload changes nothing
+    assert (await gateway.http.get("/ready")).status_code == 200
 
 
 async def test_a_draining_server_is_not_ready(gateway):

@@ -102,8 +102,11 @@ class Health(msgspec.Struct, kw_only=True):
     version: str
 
 
-class Readiness(msgspec.Struct, kw_only=True):
-    """`status` is `ready`, or `draining` (503) while the server is going down."""
+ReadyWord = Literal["starting", "ready", "draining"]
 
-    status: Literal["ready", "draining"]
+
+class Readiness(msgspec.Struct, kw_only=True):
+    """200 with `ready`; 503 while the first models load (`starting`) and while the server ends (`draining`)."""
+
+    status: ReadyWord
     models: dict[str, str]
