@@ -68,7 +68,7 @@ class Walker:
 
     def __init__(self, codec: TextCodec) -> None:
         self.codec = codec
-        self.eos = codec.tokenizer.token_to_id("<|im_end|>")
+        (self.eos,) = codec.eos_token_ids
         self.tokenizer = LLTokenizer(codec.tokenizer.to_str(), n_vocab=codec.vocab_size, eos_token=self.eos)
 
     def walk(self, constraint: Constraint, *, seed: int, wanted: tuple[int, ...] = ()) -> list[int] | None:
@@ -103,13 +103,17 @@ class Walker:
 
 
 @pytest.fixture(scope="module")
-def walkers(byte_bpe: Tokenizer) -> dict[str, Walker]:
+def walkers(byte_bpe: Tokenizer, llama_bpe: Tokenizer) -> dict[str, Walker]:
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     tokenizer = Tokenizer.from_str(byte_bpe.to_str())
-    return {
+    made = {
         name: Walker(TextCodec(tokenizer, templates={"default": template}, special_tokens=special))
         for name, template in TEMPLATES.items()
     }
+    pieces = Tokenizer.from_str(llama_bpe.to_str())
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    made["sentencepiece"] = Walker(TextCodec(pieces, templates={"default": MISTRAL}, special_tokens=special))
+    return made
 
 
 def plan_of(walker: Walker, **fields: Any) -> AnswerPlan:
@@ -138,7 +142,8 @@ def read(plan: AnswerPlan, ids: list[int]) -> tuple[str, str, list[tuple[str, An
 def wanted(walker: Walker) -> tuple[int, ...]:
     """The end of the answer and of thoughts, and the marks of calls: so that walks get to calls, and end."""
     codec = walker.codec
-    return (walker.eos, codec.tokenizer.token_to_id("</think>"), *codec.tool_format.marker_ids)
+    thought = codec.reasoning.marker_ids if codec.reasoning is not None else ()
+    return (walker.eos, *thought, *codec.tool_format.marker_ids)
 
 
 def check_calls(calls: list[tuple[str, Any]]) -> None:
@@ -146,7 +151,7 @@ def check_calls(calls: list[tuple[str, Any]]) -> None:
         jsonschema.validate(arguments, SCHEMAS[name])
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, "sentencepiece"])
 def test_with_required_whatever_ends_is_valid_calls_and_nothing_else(
     name: str, walkers: dict[str, Walker]
 ) -> None:
@@ -167,7 +172,7 @@ def test_with_required_whatever_ends_is_valid_calls_and_nothing_else(
     assert names == set(SCHEMAS)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, "sentencepiece"])
 def test_with_a_named_function_there_is_exactly_one_call_of_it(name: str, walkers: dict[str, Walker]) -> None:
     walker, ended = walkers[name], 0
     choice = ToolChoice(mode="function", name="get_weather")
@@ -184,7 +189,7 @@ def test_with_a_named_function_there_is_exactly_one_call_of_it(name: str, walker
     assert ended >= 5
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, "sentencepiece"])
 def test_with_auto_text_is_free_and_calls_are_valid_once_begun(name: str, walkers: dict[str, Walker]) -> None:
     walker = walkers[name]
     plan = plan_of(walker, tools=tuple(TOOLS))
