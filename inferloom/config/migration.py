@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import tomlkit
 from tomlkit.items import Comment, Whitespace
 
 from inferloom.config.legacy import DRIVER_NAMES, MOVED, is_single_table, old_keys
-from inferloom.config.lines import key_lines
+from inferloom.config.lines import Path, key_lines
 from inferloom.config.loading import parse
+from inferloom.config.problems import Problems, dotted
 from inferloom.config.schema import DriverConfig
 from inferloom.errors import ConfigError
 
@@ -26,12 +27,38 @@ def migrate(text: str, *, origin: str) -> str:
     if not list(old_keys(values)):
         raise ConfigError(f"{origin}: nothing to migrate; the file does not use the older schema.")
     lines = key_lines(text)
+    problems = Problems(origin, lines)
+    for path in _misshapen(values):
+        problems.add(path, f"{dotted(path)} must be a table before the file can be migrated.")
+    problems.raise_if_any()
     document = tomlkit.parse(text)
     names = _models(
         document, values, origin=origin, order=[str(path[1]) for path in lines if _is_model(path)]
     )
     _server(document, names, origin=origin)
     return tomlkit.dumps(document)
+
+
+def _misshapen(values: Mapping[str, Any]) -> Iterator[Path]:
+    """Places that migrating goes through and that hold something else than a table."""
+    for section in ("server", "runtime"):
+        if not isinstance(values.get(section, {}), Mapping):
+            yield (section,)
+    models = values.get("model", [])
+    if isinstance(models, Mapping):
+        models = {"": models} if is_single_table(models) else models
+        entries = [(("model", name) if name else ("model",), entry) for name, entry in models.items()]
+    else:
+        entries = [(("model", number), entry) for number, entry in enumerate(models)]
+    for path, entry in entries:
+        if not isinstance(entry, Mapping):
+            yield path
+            continue
+        driver = entry.get("driver", {})
+        places: dict[Path, Any] = {("scheduler",): entry.get("scheduler", {}), ("driver",): driver}
+        if isinstance(driver, Mapping):
+            places["driver", "options"] = driver.get("options", {})
+        yield from ((*path, *place) for place, found in places.items() if not isinstance(found, Mapping))
 
 
 def _is_model(path: tuple[str | int, ...]) -> bool:

@@ -123,6 +123,12 @@ def test_nothing_to_migrate_is_said() -> None:
     assert refused.value.message == "f: nothing to migrate; the file does not use the older schema."
 
 
+def test_a_value_where_a_table_was_meant_is_refused_with_its_line() -> None:
+    with pytest.raises(ConfigError) as refused:
+        migrate("[model.a]\ndefault_token_budget = 1\nscheduler = 3\n", origin="f")
+    assert refused.value.message == "f:3: model.a.scheduler must be a table before the file can be migrated."
+
+
 def test_options_of_several_drivers_without_a_type_are_ambiguous() -> None:
     text = "[model.a]\nhf_repo = 'x'\n[model.a.driver.portable]\n[model.a.driver.vllm]\n"
     with pytest.raises(ConfigError, match="options for portable and vllm but no type that says which"):
