@@ -6,6 +6,7 @@ size and mtime.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from inferloom.config.home import cache_dir
-from inferloom.errors import InvalidFormat, LoadFailed, SourceNotFound
+from inferloom.errors import InvalidFormat, LoadFailed, SourceError, SourceNotFound
 from inferloom.sources.lock import exclusive
 from inferloom.types import LoadProgress
 
@@ -98,16 +99,24 @@ def convert(path: Path, progress: Progress) -> Path:
     try:
         stamp = _stamp(files)
         digest = _hash(files, progress)
-        folder = _folder(digest)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
+    folder = _folder(digest)
+    try:
         wait = LoadProgress("wait", None, f"another process is converting {path.name}")
         with exclusive(cache_dir() / "locks" / f"gguf-{folder.name}.lock", on_wait=lambda: progress(wait)):
             if not _whole(folder):
                 _build(files, folder, digest, progress)
             _remember(path, _Known(stamp, digest))
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise LoadFailed(
             f"could not write the converted copy of {path.name} to {cache_dir()}: {error.strerror or error}; "
-            "make room or set INFERLOOM_CACHE to a larger disk."
+            + (
+                "make room or set INFERLOOM_CACHE to a larger disk."
+                if full
+                else "set INFERLOOM_CACHE to another folder."
+            )
         ) from error
     return folder
 
@@ -197,6 +206,7 @@ def _write(files: list[GgufFile], work: Path, name: str, digest: str, progress: 
     config = gguf_config.config_of(
         metadata,
         tied="output.weight" not in tensors,
+        biased="blk.0.attn_q.bias" in tensors,
         vocab_size=embedding.shape[0],
         rope_factors=gguf_tensors.rope_factors(files),
     )

@@ -44,9 +44,15 @@ def family_of(metadata: Mapping[str, Value]) -> str:
 
 
 def config_of(
-    metadata: Mapping[str, Value], *, tied: bool, vocab_size: int, rope_factors: Sequence[float] | None
+    metadata: Mapping[str, Value],
+    *,
+    tied: bool,
+    biased: bool,
+    vocab_size: int,
+    rope_factors: Sequence[float] | None,
 ) -> dict[str, Any]:
-    """config.json. `tied`: there is no output.weight; `rope_factors`: rope_freqs.weight, one for each pair.
+    """config.json. `tied`: there is no output.weight; `biased`: Q, K and V have biases; `rope_factors`:
+    rope_freqs.weight, one for each pair.
 
     Raises `InvalidFormat` for missing keys and `LoadFailed` for what no executor here computes.
     """
@@ -83,7 +89,7 @@ def config_of(
         "rms_norm_eps": _shortest(epsilon),
         "rope_theta": _shortest(theta),
         "rope_scaling": _scaling(metadata, family, theta, head_dim, context, rope_factors),
-        "attention_bias": family == "qwen2",
+        "attention_bias": biased,
         "tie_word_embeddings": tied,
         "dtype": "bfloat16",
         "bos_token_id": number(metadata, "tokenizer.ggml.bos_token_id"),
@@ -152,6 +158,11 @@ def _scaling(
         or real(metadata, f"{family}.rope.scale_linear")
         or 1.0
     )
+    strength = real(metadata, f"{family}.rope.scaling.attn_factor")
+    if strength not in (None, 1.0):
+        raise LoadFailed(
+            f"position scaling with an attention factor of {strength} is not run by this version."
+        )
     if kind == "none" or factor == 1.0:
         return None
     if kind == "linear":

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from inferloom.errors import InferloomError, LoadFailed
+from inferloom.errors import InferloomError, LoadFailed, SourceError
 from inferloom.formats import folders, gguf_cache
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.sources import hub, hub_cache, packages
@@ -32,12 +33,13 @@ def locate(source: str, *, tokenizer: str | None = None) -> Checkpoint | None:
     Raises `SourceError` (`SourceNotFound`) where it is known already that it cannot work, `InvalidFormat` for a
     folder without weights.
     """
-    reference = _understood(source)
-    present = _present(reference, need=_need(tokenizer))
-    if present is None:
-        return None
-    checkpoint = _checkpoint(reference, present, convert=None)
-    return None if checkpoint is None else _with_tokenizer(checkpoint, tokenizer, fetch=None)
+    with _reading(source):
+        reference = _understood(source)
+        present = _present(reference, need=_need(tokenizer))
+        if present is None:
+            return None
+        checkpoint = _checkpoint(reference, present, convert=None)
+        return None if checkpoint is None else _with_tokenizer(checkpoint, tokenizer, fetch=None)
 
 
 def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | None = None) -> Checkpoint:
@@ -47,16 +49,26 @@ def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | N
     Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`.
     """
     report = progress if progress is not None else _silent
-    reference = _understood(source)
-    need = _need(tokenizer)
-    present = _present(reference, need=need)
-    if present is None:
-        present = _fetch(reference, report, need=need)
-    checkpoint = _checkpoint(reference, present, convert=report)
-    assert checkpoint is not None
-    ready = _with_tokenizer(checkpoint, tokenizer, fetch=report)
-    assert ready is not None
-    return ready
+    with _reading(source):
+        reference = _understood(source)
+        need = _need(tokenizer)
+        present = _present(reference, need=need)
+        if present is None:
+            present = _fetch(reference, report, need=need)
+        checkpoint = _checkpoint(reference, present, convert=report)
+        assert checkpoint is not None
+        ready = _with_tokenizer(checkpoint, tokenizer, fetch=report)
+        assert ready is not None
+        return ready
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename and str(error.filename) != source else ""
+        raise SourceError(f"{source} cannot be read: {where}{error.strerror or error}.") from error
 
 
 def _understood(source: str) -> Reference:

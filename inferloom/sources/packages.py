@@ -127,7 +127,7 @@ def _download(ref: PackageRef, work: Path, progress: Progress) -> Path:
         env=environment,
         text=True,
         errors="replace",
-        preexec_fn=_end_with_parent,
+        preexec_fn=_ending_with_us(),
     ) as pip:
         try:
             complaint = _follow(pip, ref, work, progress, counted=not raw)
@@ -144,8 +144,10 @@ def _download(ref: PackageRef, work: Path, progress: Progress) -> Path:
     return found[0]
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+def _ending_with_us() -> Callable[[], None]:
+    """What pip's process does before it becomes pip: ask to be ended when we are. Nothing is loaded after the fork."""
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(1, signal.SIGKILL, 0, 0, 0) and None  # PR_SET_PDEATHSIG
 
 
 def _follow(

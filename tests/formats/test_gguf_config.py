@@ -28,7 +28,7 @@ LLAMA: dict[str, Any] = {
 def configured(rope_factors: list[float] | None = None, **changes: Any) -> dict[str, Any]:
     metadata = {**LLAMA, **{key.replace("__", "."): value for key, value in changes.items()}}
     kept = {key: value for key, value in metadata.items() if value is not None}
-    return config_of(kept, tied=True, vocab_size=100, rope_factors=rope_factors)
+    return config_of(kept, tied=True, biased=False, vocab_size=100, rope_factors=rope_factors)
 
 
 def llama3_factors(*, theta: float, head_dim: int, factor: float, original: int) -> list[float]:
@@ -125,6 +125,7 @@ def test_the_same_number_for_every_layer_is_one_number() -> None:
             LoadFailed,
             "type 'odd'",
         ),
+        ({"llama__rope__scaling__attn_factor": 0.5}, LoadFailed, "attention factor of 0.5"),
         ({"rope_factors": [1.0]}, InvalidFormat, "rope_freqs"),
         ({"rope_factors": [0.0] * 8}, InvalidFormat, "rope_freqs"),
     ],

