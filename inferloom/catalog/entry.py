@@ -54,6 +54,7 @@ class Entry:
         self._loads = 0
         self._flight: asyncio.Task[None] | None = None  # the load in progress
         self._wanted_by = 0  # who waits for that load
+        self._stopped: asyncio.Task[None] | None = None  # the last load that an unload stopped
         self._leaving: asyncio.Task[None] | None = None  # the unload in progress
         self._idle = asyncio.Event()
         self._idle.set()
@@ -141,23 +142,35 @@ class Entry:
         if self._flight is None:
             if paced and self.state is State.FAILED:
                 self._refuse_early()
-            self._flight = asyncio.create_task(self._load(), name=f"load {self.id}")
-            self._wanted_by = 0
+            self._take_off()
         flight = self._flight
+        assert flight is not None
         self._wanted_by += 1
         try:
             await asyncio.shield(flight)
         except asyncio.CancelledError:
-            if flight.cancelled() and not _being_cancelled():
+            if not flight.cancelled() or _being_cancelled():
+                raise
+            if flight is self._stopped:
                 raise ModelUnavailable(
                     f"the load of {self.id} was stopped by an unload; ask again to load it", retry_after=1.0
                 ) from None
-            raise
+            return  # given up by those who waited before: the next round starts another
         finally:
             if flight is self._flight:
                 self._wanted_by -= 1
                 if not self._wanted_by and not flight.done():
                     flight.cancel()  # the last one who waited has left
+
+    def _take_off(self) -> None:
+        self._flight = asyncio.create_task(self._load(), name=f"load {self.id}")
+        self._flight.add_done_callback(self._land)
+        self._wanted_by = 0
+
+    def _land(self, flight: asyncio.Task[None]) -> None:
+        self._flight = self._progress = None
+        if not flight.cancelled():
+            flight.exception()  # it is in the status, whoever waits raises it, and perhaps nobody does
 
     def _refuse_early(self) -> None:
         wait = (self._retry_at or 0.0) - time.monotonic()
@@ -184,14 +197,11 @@ class Entry:
         except asyncio.CancelledError:
             self._go(State.UNLOADED)
             raise
-        finally:
-            self._flight = None
-            self._progress = None
 
     async def _try_load(self) -> None:
-        runner = self._make_runner(self._died)
         model = self.config
         try:
+            runner = self._make_runner(self._died)
             report = await runner.load_weights(
                 DeviceContext(devices=tuple(model.driver.device)),
                 WeightSource(source=model.weights or "", tokenizer=model.tok_model_id),
@@ -204,9 +214,7 @@ class Entry:
             Exception
         ) as error:  # a defect of ours or of a library: it must not leave the model loading for ever
             raise LoadFailed(f"loading {self.id} failed: {type(error).__name__}: {error}") from error
-        if report is not None and self._error is not None and self._failures == 0:
-            self._error = None
-        self._runner = runner
+        self._runner, self._error = runner, None
         self._report = report
         self._card = runner.card()
         self._loads += 1
@@ -231,9 +239,8 @@ class Entry:
         self._fail(error)
         if self._failures == 1:
             # the one retry at once: nobody has to ask for it
+            self._take_off()
             self._wanted_by = 1
-            self._flight = asyncio.create_task(self._load(), name=f"reload {self.id}")
-            self._flight.add_done_callback(_look_at)
 
     # --- unloading --------------------------------------------------------------------------------------------------
 
@@ -255,6 +262,7 @@ class Entry:
         try:
             flight = self._flight
             if flight is not None:
+                self._stopped = flight
                 flight.cancel()
                 await asyncio.wait({flight})
             if self.state is State.READY:
@@ -309,9 +317,3 @@ class Entry:
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _look_at(task: asyncio.Task[None]) -> None:
-    """A background load's error is in the model's status; nobody awaits it."""
-    if not task.cancelled():
-        task.exception()
