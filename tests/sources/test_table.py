@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from inferloom.sources.reference import HubRef, PackageRef, parse
 from inferloom.sources.table import SHORT_NAMES
 
@@ -33,3 +35,19 @@ def test_the_starters_are_packages_with_checksums() -> None:
 def test_a_family_that_is_not_run_says_so() -> None:
     for row in SHORT_NAMES.values():
         assert row.runs or "not run by this version" in row.note
+
+
+def test_the_documentation_has_every_row_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    table = page.partition("## Short names")[2].partition("## Packages")[0]
+    shown = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("| `")
+    ]
+    assert [cells[0].strip("`") for cells in shown] == list(SHORT_NAMES)
+    for cells, row in zip(shown, SHORT_NAMES.values(), strict=True):
+        assert cells[1].strip("`") == row.source.partition("#")[0]
+        assert cells[2] == row.licence
+        assert ("not run yet" in cells[3]) is not row.runs
+        assert ("gated" in cells[3]) is row.gated
