@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from inferloom.errors import InvalidRequest
 from inferloom.text.codec import TextCodec
 from inferloom.text.detokenizer import Detokenizer
 from inferloom.text.reasoning import ReasoningFormat, ReasoningParser
+from inferloom.text.schemas import check_parameters, check_schema
 from inferloom.text.stops import StopMatcher
 from inferloom.text.tool_parser import ToolCallParser
 from inferloom.types import Constraint, ExecuteBatch, ToolCallDelta
@@ -130,6 +133,10 @@ class AnswerPlan:
 
     def _constrain(self, batch: ExecuteBatch) -> Constraint | None:
         response = batch.constraint
+        for index, tool in enumerate(self._tools):
+            check_parameters(tool.parameters, param=f"tools[{index}].function.parameters")
+        if response is not None and response.kind == "json_schema":
+            _check_response(response.value)
         if self._tools or batch.tool_choice.mode in ("required", "function"):
             return self._codec.tool_format.constraint(
                 self._tools, batch.tool_choice, thinking=self._thinking, response=response
@@ -154,3 +161,12 @@ class AnswerPlan:
             reasoning=reasoning,
             tools=codec.tool_format.parser(tools) if tools else None,
         )
+
+
+def _check_response(value: str) -> None:
+    param = "response_format.json_schema.schema"
+    try:
+        schema = msgspec.json.decode(value)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"{param} is no JSON: {error}", param=param) from error
+    check_schema(schema, param=param)

@@ -60,6 +60,9 @@ class TextCodec:
             tokenizer.token_to_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
         )
         self.eos_token_ids = end_ids if self._eos_id is None else end_ids | {self._eos_id}
+        # tokenizer_config.json forbids the BOS that the tokenizer itself puts before every text
+        alone = tokenizer.encode("", add_special_tokens=True).ids
+        self._drops_bos = add_bos is False and alone[:1] == [self.bos_token_id]
         self.generation_defaults = generation_defaults or GenerationDefaults()
         for key, token_id in (("bos_token", self.bos_token_id), ("eos_token", min(end_ids, default=None))):
             text = None if token_id is None else tokenizer.id_to_token(token_id)
@@ -138,18 +141,15 @@ class TextCodec:
     def _frame(self, ids: list[int]) -> list[int]:
         bos, eos = self.bos_token_id, self._eos_id
         if bos is not None:
-            if self._add_bos and ids[:1] != [bos]:
+            if self._drops_bos:
+                ids = ids[1:]
+            elif self._add_bos and ids[:1] != [bos]:
                 ids = [bos, *ids]
             while ids[:2] == [bos, bos]:
-                ids = ids[1:]
-            if self._add_bos is False and ids[:1] == [bos] and self._tokenizer_adds(bos):
                 ids = ids[1:]
         if eos is not None and self._add_eos and ids[-1:] != [eos]:
             ids = [*ids, eos]
         return ids
-
-    def _tokenizer_adds(self, bos: int) -> bool:
-        return self.tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; incomplete UTF-8 becomes U+FFFD, ids outside the vocabulary nothing."""

@@ -206,6 +206,7 @@ class DetokenizerFactory:
         self._tables: dict[frozenset[int], TokenTable] = {}
         self._pieces: dict[frozenset[int], tuple[dict[int, str], dict[int, str]]] = {}
         self._steps = None if self.byte_level else _piece_steps(self._decoder)
+        self._bytes: dict[int, bytes] = {}
 
     @property
     def byte_level(self) -> bool:
@@ -213,6 +214,12 @@ class DetokenizerFactory:
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of one token in the middle of a text; empty for an unknown id."""
+        data = self._bytes.get(token_id)
+        if data is None:
+            data = self._bytes[token_id] = self._find_bytes(token_id)
+        return data
+
+    def _find_bytes(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""

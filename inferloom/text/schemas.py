@@ -98,6 +98,13 @@ def check_schema(schema: object, *, param: str) -> None:
         _check_part(part, path, root=schema, param=param)
 
 
+def check_parameters(parameters: object, *, param: str) -> None:
+    """`check_schema` for a tool's parameters, which describe an object."""
+    check_schema(parameters, param=param)
+    if isinstance(parameters, Mapping) and parameters.get("type", "object") != "object":
+        _refuse(param, ["type"], "a tool's parameters are an object, so this is 'object'")
+
+
 def _nesting(value: Any) -> int:
     deepest, waiting = 0, [(value, 1)]
     while waiting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ class ToolFormat:
             ("llama3-json", LLAMA, '{"name": function name, "parameters":'),
         ):
             xml = name == "hermes" and "<function=" in template
-            if "tools" in template and telling in template and not xml:
+            if re.search(r"\btools\b", template) and telling in template and not xml:
                 return cls(name, syntax, native=True, tokenizer=tokenizer, reasoning=reasoning)
         return cls("default", HERMES, native=False, tokenizer=tokenizer, reasoning=reasoning)
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from inferloom.errors import InvalidRequest
 from inferloom.text.answer import AnswerPlan, AnswerReader
 from inferloom.text.codec import TextCodec
-from inferloom.types import ChatMessage, ExecuteBatch, Tool, ToolChoice
+from inferloom.types import ChatMessage, Constraint, ExecuteBatch, Tool, ToolChoice
 
 NOW = Tool(name="now")
 USER = (ChatMessage(role="user", content="What time is it?"),)
@@ -112,3 +112,36 @@ def test_every_choice_has_its_own_reader(qwen: TextCodec) -> None:
     first, second = plan.reader(), plan.reader()
     assert read(qwen, first, "ax") == ("", "a", "")
     assert read(qwen, second, "b") == ("", "b", "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        (
+            {"tools": (NOW, Tool(name="b", parameters={"properties": {"x": {"not": {}}}}))},
+            "tools[1].function.parameters",
+            r"tools\[1\]\.function\.parameters\.properties\.x\.not: the keyword 'not'",
+        ),
+        (
+            {"tools": (Tool(name="b", parameters={"type": "string"}),)},
+            "tools[0].function.parameters",
+            "are an object",
+        ),
+        (
+            {"constraint": Constraint(kind="json_schema", value='{"if": {}}')},
+            "response_format.json_schema.schema",
+            r"response_format\.json_schema\.schema\.if: the keyword 'if'",
+        ),
+        (
+            {"constraint": Constraint(kind="json_schema", value="{")},
+            "response_format.json_schema.schema",
+            "is no JSON",
+        ),
+    ],
+)
+def test_schemas_that_cannot_be_enforced_are_refused_before_anything_runs(
+    qwen: TextCodec, fields: dict[str, Any], param: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        plan_of(qwen, **fields)
+    assert caught.value.param == param

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -210,13 +212,23 @@ def test_a_request_cannot_take_the_template_away_from_others(
     assert codec.render_chat(PLAIN, kwargs={"size": 1}) == "fine"
 
 
-def test_somebody_elses_timer_is_left_running() -> None:
-    import signal
+def test_a_render_leaves_timer_handler_and_memory_limit_as_they_were() -> None:
+    def settings() -> tuple[object, ...]:
+        return signal.getsignal(signal.SIGALRM), resource.getrlimit(resource.RLIMIT_AS)
 
-    before = signal.getitimer(signal.ITIMER_REAL)[0]  # the test runner's own limit
+    def handler(_number: int, _frame: object) -> None:
+        raise AssertionError("nobody set an alarm")
+
+    timer, previous = signal.getitimer(signal.ITIMER_REAL)[0], signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 100.0)
     try:
+        before = settings()
         render("{{ 1 }}")
+        with pytest.raises(InvalidRequest):
+            render(HOSTILE["doubling"])
+        assert settings() == before
         assert 90 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
     finally:
-        signal.setitimer(signal.ITIMER_REAL, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, timer)

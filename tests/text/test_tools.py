@@ -32,6 +32,7 @@ HISTORY = [
         ("{{ tools }}<|tool_call|>", "phi", True),
         (CHATML, "default", False),
         ("{{ tools }} <tool_call><function=name><parameter=a>", "default", False),
+        ("{{ xml_tools }} <tool_call>", "default", False),
         ("{{ tools }} in a way nobody knows", "default", False),
         ("", "default", False),
     ],
