@@ -15,9 +15,10 @@ from inferloom.engine.pages import PagePool
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.policy import PolicyName, make_policy
 from inferloom.engine.prefix_cache import PrefixCache
-from inferloom.engine.sampler import Draw, Mask, Sampled, logprobs, sample
+from inferloom.engine.sampler import Sampled, logprobs, sample
 from inferloom.engine.scheduler import Plan, Scheduler
 from inferloom.engine.sequence import Request, Sequence
+from inferloom.engine.turns import Turn, mask_of
 from inferloom.engine.validation import refusal
 from inferloom.models.batch import PAGE_SIZE, Executor
 from inferloom.types import FinishReason
@@ -232,52 +233,24 @@ class Engine:
 
     def _sample(self, ready: list[tuple[Sequence, int]], logits: torch.Tensor) -> list[SequenceStep]:
         steps: list[SequenceStep] = []
-        draws: list[Draw] = []
-        turns: list[
-            tuple[Sequence, list[int]]
-        ] = []  # whose draws these are, in order: one choice, or all at once
-        for sequence, row in ready:
-            request = sequence.request
-            # The first tokens of all choices are drawn from one row of logits: their prompt is the same.
-            choices = [sequence.choice] if request.forked else sorted(request.live)
-            if request.spec.max_tokens == 0:
-                steps += [self._without_tokens(request, choice) for choice in choices]
-                self._retire(sequence, *choices)
+        turns: list[Turn] = []
+        for turn in [Turn.of(sequence, row) for sequence, row in ready]:
+            request = turn.sequence.request
+            if request.spec.max_tokens > 0:
+                turns.append(turn)
                 continue
-            turns.append((sequence, choices))
-            draws += [
-                Draw(
-                    row=row,
-                    sampling=request.spec.sampling,
-                    choice=choice,
-                    position=len(sequence.tokens),
-                    logprobs=request.spec.logprobs,
-                    penalties=sequence.penalties,
-                )
-                for choice in choices
-            ]
-        if not draws:
+            steps += [self._without_tokens(request, choice) for choice in turn.choices]
+            self._retire(turn.sequence, *turn.choices)
+        if not turns:
             return steps
-        drawn = iter(sample(logits, draws, self._mask(turns)))
-        for sequence, choices in turns:
-            if sequence.request.forked:
-                steps.append(self._extend(sequence, next(drawn)))
+        draws = [draw for turn in turns for draw in turn.draws()]
+        drawn = iter(sample(logits, draws, mask_of(turns, self._masker)))
+        for turn in turns:
+            if turn.sequence.request.forked:
+                steps.append(self._extend(turn.sequence, next(drawn)))
             else:
-                steps += self._fork(sequence, choices, [next(drawn) for _ in choices])
+                steps += self._fork(turn.sequence, turn.choices, [next(drawn) for _ in turn.choices])
         return steps
-
-    def _mask(self, turns: list[tuple[Sequence, list[int]]]) -> Mask | None:
-        draws: list[int] = []
-        matchers: list[Matcher] = []
-        stops: list[frozenset[int]] = []
-        draw = 0
-        for sequence, choices in turns:
-            if sequence.matcher is not None:
-                draws += range(draw, draw + len(choices))
-                matchers += [sequence.matcher] * len(choices)
-                stops += [sequence.request.stops] * len(choices)
-            draw += len(choices)
-        return Mask(draws, self._masker.allowed(matchers, stops)) if draws else None
 
     def _fork(self, parent: Sequence, choices: list[int], drawn: list[Sampled]) -> list[SequenceStep]:
         """The prompt is computed: every choice goes its own way from here, the first on the sequence there is."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import llguidance
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -114,18 +115,39 @@ class _Tokenizer:
     made: llguidance.LLTokenizer | None = None
 
     def get(self) -> llguidance.LLTokenizer:
-        """Raises `ValueError` for a text that is not a tokenizer.json."""
+        """Raises `ValueError` for a text that is not a tokenizer.json.
+
+        llguidance holds the interpreter's lock while it works on a vocabulary (0.4 s for 50,000 tokens), and the step
+        loop waits. So it gets no merges, which masks have no use for, and its slices in a second call: two short pauses,
+        once in a worker's life.
+        """
         with self.lock:
             if self.made is None:
-                ends = sorted(self.ends) or None
-                try:
-                    self.made = llguidance.LLTokenizer(self.text, n_vocab=self.vocab_size, eos_token=ends)
-                except ValueError as error:
-                    if "vocab size too small" not in str(error):
-                        raise
-                    # More tokens than the model has logits for: the rest of the mask is cut off.
-                    self.made = llguidance.LLTokenizer(self.text, eos_token=ends)
+                self.made = self._make(_without_merges(self.text)).with_slices(
+                    llguidance.LLTokenizer.general_slices()
+                )
             return self.made
+
+    def _make(self, text: str) -> llguidance.LLTokenizer:
+        ends = sorted(self.ends) or None
+        try:
+            return llguidance.LLTokenizer(text, n_vocab=self.vocab_size, eos_token=ends, slices=[])
+        except ValueError as error:
+            if "vocab size too small" not in str(error):
+                raise
+            # More tokens than the model has logits for: the rest of the mask is cut off.
+            return llguidance.LLTokenizer(text, eos_token=ends, slices=[])
+
+
+def _without_merges(text: str) -> str:
+    tokenizer = msgspec.json.decode(text)
+    if (
+        isinstance(tokenizer, dict)
+        and isinstance(model := tokenizer.get("model"), dict)
+        and "merges" in model
+    ):
+        model["merges"] = []
+    return msgspec.json.encode(tokenizer).decode()
 
 
 class Compiler:

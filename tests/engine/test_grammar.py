@@ -6,10 +6,11 @@ import json
 import threading
 from collections.abc import Callable
 
+import llguidance
 import pytest
 from engine.driving import Answers, drive
 from engine.history import HistoryExecutor
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from inferloom.engine import grammar as grammar_module
 from inferloom.engine.engine import Engine
@@ -241,6 +242,35 @@ def test_a_grammar_that_compiles_too_long_is_given_up(monkeypatch: pytest.Monkey
     assert not house.engine.has_work
 
 
+def test_masks_are_the_same_without_the_tokenizers_merges() -> None:
+    """They are left out, because they double the time in which the step loop waits."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<end>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the cat and the dog", '{"age": 12, "pet": "cat"}', "naïve 日本"] * 5, trainer
+    )
+    whole = llguidance.LLTokenizer(tokenizer.to_str(), eos_token=[0])
+    wake = threading.Event()
+    compiler = Compiler(tokenizer.to_str(), vocab_size=whole.vocab_size, ends=frozenset([0]), wake=wake.set)
+    spec = schema({"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}})
+    compiler.compile(1, spec)
+    (matcher,) = collected(compiler, wake, 1)
+    assert isinstance(matcher, Matcher)
+    reference = llguidance.LLMatcher(whole, grammar_module.grammar_text(spec))
+    for token in tokenizer.encode('{"name": "the naïve cat", "age": 12}').ids:
+        assert matcher.inner.compute_bitmask() == reference.compute_bitmask()
+        assert matcher.advance(token)
+        assert reference.consume_token(token)
+    assert matcher.complete
+
+
 def collected(compiler: Compiler, wake: threading.Event, count: int) -> list[Matcher | GrammarError]:
     results: list[Matcher | GrammarError] = []
     while len(results) < count:
@@ -268,9 +298,10 @@ def test_a_grammar_is_compiled_once_for_all_who_ask(monkeypatch: pytest.MonkeyPa
     assert compiled == [spec]
 
 
-def test_a_tokenizer_that_cannot_be_read_refuses_every_grammar() -> None:
+@pytest.mark.parametrize("text", ['{"not": "a tokenizer"}', "{not json", "[]"])
+def test_a_tokenizer_that_cannot_be_read_refuses_every_grammar(text: str) -> None:
     wake = threading.Event()
-    compiler = Compiler('{"not": "a tokenizer"}', vocab_size=258, ends=frozenset(), wake=wake.set)
+    compiler = Compiler(text, vocab_size=258, ends=frozenset(), wake=wake.set)
     compiler.compile(1, GrammarSpec("regex", "a"))
     (result,) = collected(compiler, wake, 1)
     assert isinstance(result, GrammarError)
