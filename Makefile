@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
             if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+LINT   := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 # What `make serve` serves; `make serve MODELS="-m Qwen/Qwen3-0.6B" PORT=9000` serves something else.
 MODELS ?= -m smollm2 -m minilm
 PORT   ?= 8080
@@ -21,16 +22,13 @@ serve: $(VENV)/.serve ## serve the two starter models on 127.0.0.1:8080 (sets ev
 	@exec $(BIN)/inferloom serve $(MODELS) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev ## lint, then every test (ARGS="tests/engine -x" narrows it)
-	@$(MAKE) --no-print-directory lint; linted=$$?; \
+	@$(LINT); linted=$$?; \
 	$(BIN)/python -m pytest $(ARGS); tested=$$?; \
 	if [ $$linted -ne 0 ]; then echo "make lint failed: see above the tests"; fi; \
 	exit $$(( linted | tested ))
 
 lint: $(VENV)/.dev ## ruff, mypy and the order of the rooms
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@$(LINT)
 
 format: $(VENV)/.dev ## let ruff format and fix the sources
 	$(BIN)/ruff format .

@@ -83,14 +83,14 @@ def inferloom(
 
 
 def test_the_first_lines_say_what_is_served_and_where(served: Served) -> None:
-    lines = served.output.splitlines()
+    lines = served.printed.splitlines()
     assert lines[0].endswith(f"serves on {served.url}")
     assert lines[1].split() == ["dummy", "dummy", "(default)"]
     assert lines[3].split() == ["idle", "dummy", "(lazy)"]
 
 
 def test_the_curl_of_the_banner_works_as_it_stands(served: Served) -> None:
-    command = next(line for line in served.output.splitlines() if line.strip().startswith("curl "))
+    command = next(line for line in served.printed.splitlines() if line.strip().startswith("curl "))
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == ANSWER
 

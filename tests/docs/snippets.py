@@ -62,9 +62,14 @@ def snippets(path: Path) -> list[Snippet]:
 
 
 def commands(text: str) -> list[Command]:
-    """The commands of a `console` block. A command goes on while its line ends with a backslash or a quote is open."""
+    """The commands of a `console` block. A command goes on while its line ends with a backslash or a quote is open.
+
+    In a block without any `$ ` every line is a command.
+    """
     found: list[Command] = []
     lines = text.splitlines()
+    if not any(line.startswith("$ ") for line in lines):
+        lines = [f"$ {line}" for line in lines if line.strip()]
     at = 0
     while at < len(lines):
         assert lines[at].startswith("$ "), f"a console block starts with `$ `, not with {lines[at]!r}"

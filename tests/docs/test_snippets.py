@@ -23,20 +23,34 @@ MODEL = (
 Reader = tuple[Path, dict[str, str]]
 
 
-def of(language: str) -> pytest.MarkDecorator:
-    found = [snippet for snippet in RUN if snippet.language == language]
-    return pytest.mark.parametrize("snippet", found, ids=str)
+RUNNABLE = ("console", "python", "toml")
 
 
-@of("console")
-def test_console(snippet: Snippet, starters: Served, reader: Reader) -> None:
+@pytest.mark.parametrize("snippet", [one for one in RUN if one.language in RUNNABLE], ids=str)
+def test_snippet(snippet: Snippet, starters: Served, reader: Reader, tmp_path: Path) -> None:
+    if snippet.language == "console":
+        run_commands(snippet, starters, reader)
+    elif snippet.language == "python":
+        run_program(snippet, starters, reader)
+    else:
+        check_configuration(snippet, tmp_path)
+
+
+def run_commands(snippet: Snippet, starters: Served, reader: Reader) -> None:
     folder, environment = reader
     for command in commands(snippet.text):
         if command.text in SERVES:
             # It is running already: the server of this run printed the same.
-            actual = starters.output.replace(str(starters.port), "8080")
+            actual = starters.printed.replace(str(starters.port), "8080")
             problem = differs(command.output, actual)
             assert problem is None, f"{command.text}: {problem}"
+            continue
+        if command.text.startswith("make "):
+            # Its recipes set up environments and run this suite: here, that the target is one is what can be said.
+            listed = subprocess.run(
+                ["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True
+            ).stdout
+            assert f"make {command.text.split()[1]} " in listed
             continue
         done = subprocess.run(
             ["bash", "-c", command.text.replace("127.0.0.1:8080", f"127.0.0.1:{starters.port}")],
@@ -55,8 +69,7 @@ def test_console(snippet: Snippet, starters: Served, reader: Reader) -> None:
         assert problem is None, f"{command.text}: {problem}"
 
 
-@of("python")
-def test_python(snippet: Snippet, starters: Served, reader: Reader) -> None:
+def run_program(snippet: Snippet, starters: Served, reader: Reader) -> None:
     folder, environment = reader
     program = snippet.text.replace("127.0.0.1:8080", f"127.0.0.1:{starters.port}")
     done = subprocess.run(
@@ -70,8 +83,7 @@ def test_python(snippet: Snippet, starters: Served, reader: Reader) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@of("toml")
-def test_configuration(snippet: Snippet, tmp_path: Path) -> None:
+def check_configuration(snippet: Snippet, tmp_path: Path) -> None:
     # A page that is about one section shows that section alone: a file needs a model as well.
     text = snippet.text if "[[model]]" in snippet.text else snippet.text + MODEL
     file = tmp_path / "config.toml"
@@ -90,5 +102,4 @@ def test_the_pages_are_here_and_show_something() -> None:
     assert unknown == {}, "a block's language is one of these, so that it is known whether it runs"
 
 
-# Run: console, python, toml. Shown: the rest.
-LANGUAGES = {"console", "python", "toml", "json", "text", "ini", "jinja", "yaml", ""}
+LANGUAGES = {*RUNNABLE, "json", "text", "ini", "jinja", "yaml", ""}

@@ -13,20 +13,28 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import IO
 
 STARTERS = ("-m", "smollm2", "-m", "minilm")
 DUMMY = ("-m", ",name=dummy,driver=dummy")
 
 
 class Served:
-    """`output` is what the server has printed so far, stdout and stderr in the order of arrival."""
+    """`printed` is what the server has written to stdout so far, `output` that and its log, in the order of arrival."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
         self.port = port
         self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._printed: list[str] = []
+        self._readers = [
+            threading.Thread(
+                target=self._read, args=(process.stdout, [self._lines, self._printed]), daemon=True
+            ),
+            threading.Thread(target=self._read, args=(process.stderr, [self._lines]), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
 
     @property
     def url(self) -> str:
@@ -36,10 +44,15 @@ class Served:
     def output(self) -> str:
         return "".join(self._lines)
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
+    @property
+    def printed(self) -> str:
+        return "".join(self._printed)
+
+    @staticmethod
+    def _read(stream: IO[str], into: list[list[str]]) -> None:
+        for line in stream:
+            for lines in into:
+                lines.append(line)
 
     def wait_for(self, text: str, *, seconds: float = 60.0) -> None:
         """Wait until `text` was printed; AssertionError with everything printed if it never is."""
@@ -54,7 +67,8 @@ class Served:
         """Send a signal and return the exit status."""
         self.process.send_signal(with_signal)
         status = self.process.wait(seconds)
-        self._reader.join(seconds)
+        for reader in self._readers:
+            reader.join(seconds)
         return status
 
 
@@ -70,7 +84,7 @@ def serving(
     process = subprocess.Popen(
         [sys.executable, "-m", "inferloom", "serve", *flags, "--port", str(port)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
