@@ -21,6 +21,7 @@ from inferloom.engine.randomness import uniform
 # way in any batch.
 _SIZES = (64, 256, 1024, 8192)
 _BLOCK = 256  # of the vocabulary, in the search for a token
+_PIECE = 3 << 17  # logits worked on at once: 1.5 MB stay in the caches, and double that is three times slower
 _BINS, _BINS_PER_NAT = 4096, 64.0
 
 
@@ -127,8 +128,10 @@ def _choose(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
                 free.append(i)
             else:
                 truncated.setdefault(size, []).append(i)
-    if free:
-        _store(tokens, free, _draw_free(_Group.of(logits, tops, draws, free)))
+    rows = max(1, _PIECE // logits.shape[1])
+    for start in range(0, len(free), rows):
+        piece = free[start : start + rows]
+        _store(tokens, piece, _draw_free(_Group.of(logits, tops, draws, piece)))
     for size, members in truncated.items():
         group = _Group.of(logits, tops, draws, members)
         drawn = _draw_truncated(group, size)
