@@ -46,6 +46,7 @@ async def _change(service: Service, call: Call, verb: str) -> None:
         entry, _ = service.resolve(call, asked)
         await _act(service, entry, verb, force=bool(request.force))
     except ModelNotFound as error:
+        error.param = "model_id"
         answer = LifecycleAnswer(model_id=asked, status="not_found", error=error_body(error))
         await call.error(error, body=encode(answer))
         return

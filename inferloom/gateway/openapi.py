@@ -134,6 +134,10 @@ def _tell_all(components: dict[str, Any]) -> None:
     components["EmbeddingRequest"]["properties"]["input"] = {
         "anyOf": [{"type": "string", "minLength": 1}, *lists]
     }
+    components["ChatRequest"]["properties"]["modalities"] = {
+        "anyOf": [{"const": ["text"]}, {"type": "null"}],
+        "default": None,
+    }
     for schema in components.values():
         if schema.get("additionalProperties") is False:
             del schema["additionalProperties"]  # unknown fields are accepted, and named in a header

@@ -80,7 +80,7 @@ class ScriptedRunner(ModelRunner):
         return [*([1] if add_special_tokens else []), *text.encode()]
 
     async def detokenize(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
-        return "".join(map(chr, tokens))
+        return bytes(token % 256 for token in tokens).decode("latin-1")
 
     def card(self) -> ModelCard:
         return self._card

@@ -424,6 +424,13 @@ async def test_fields_that_change_nothing_are_named_in_a_header(gateway):
     }
 
 
+async def test_whole_numbers_may_be_written_as_floats(gateway):
+    response = await post(gateway, max_tokens=2.0, stop=["x", 5.0], n=1.0)
+    assert response.json()["choices"][0]["message"]["content"] == "Paris is"
+    assert gateway.talker.batches[0].stop_token_ids == (5,)
+    assert (await post(gateway, max_tokens=2.5)).json()["error"]["param"] == "max_tokens"
+
+
 async def test_without_ignored_fields_there_is_no_such_header(gateway):
     assert "x-inferloom-ignored" not in (await post(gateway)).headers
 

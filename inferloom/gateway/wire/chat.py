@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,9 +10,6 @@ from msgspec import Meta
 from inferloom.errors import InvalidRequest, Unsupported
 from inferloom.gateway.wire.sampling import MAX_TOKENS, SamplingFields
 from inferloom.types import ChatMessage, Constraint, FunctionCall, Tool, ToolCall, ToolChoice
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_TOOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -58,7 +54,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class WireFunction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    name: str
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -107,7 +103,7 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class ChatRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     """The body of a chat request. `messages` may be a plain string: one message of the user."""
 
-    messages: str | list[Message]
+    messages: str | Annotated[list[Message], Meta(min_length=1)]
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
@@ -172,8 +168,6 @@ def messages(request: ChatRequest) -> tuple[ChatMessage, ...]:
     given = request.messages
     if isinstance(given, str):
         return (ChatMessage(role="user", content=given),)
-    if not given:
-        raise InvalidRequest("`messages` is empty: send at least one message.", param="messages")
     return tuple([_message(message, index) for index, message in enumerate(given)])
 
 
@@ -257,11 +251,6 @@ def tools(request: ChatRequest) -> tuple[Tool, ...]:
     names: set[str] = set()
     for index, tool in enumerate(found):
         place = f"tools[{index}].function.name"
-        if not _TOOL_NAME.fullmatch(tool.name):
-            raise InvalidRequest(
-                "A tool's name has 1 to 64 characters of a-z, A-Z, 0-9, underscore, dot and hyphen.",
-                param=place,
-            )
         if tool.name in names:
             raise InvalidRequest(f"Two tools are named {tool.name!r}; names must differ.", param=place)
         names.add(tool.name)

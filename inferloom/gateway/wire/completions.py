@@ -60,7 +60,7 @@ def split(given: str | list[Any], *, field: str) -> list[str | list[int]]:
         return [given]
     if not given:
         raise InvalidRequest(f"`{field}` is empty: send text or token ids.", param=field)
-    if isinstance(given[0], int):
+    if isinstance(given[0], int | float):
         return [_token_ids(given, field)]
     return [
         item if isinstance(item, str) else _token_ids(item, f"{field}[{index}]")
@@ -74,13 +74,16 @@ def _token_ids(given: Any, place: str) -> list[int]:
             f"`{place}` must be text or a list of token ids, not {_kind(given)}.",
             param=place.partition("[")[0],
         )
-    for token in given:
+    tokens: list[int] = given
+    if any(token.__class__ is float for token in given):  # JSON's 1.0 is 1
+        tokens = [int(token) if isinstance(token, float) and token.is_integer() else token for token in given]
+    for token in tokens:
         if token.__class__ is not int or not 0 <= token <= MAX_TOKENS:
             raise InvalidRequest(
                 f"`{place}` holds something that is not a token id (a whole number from 0).",
                 param=place.partition("[")[0],
             )
-    return given
+    return tokens
 
 
 def _kind(value: object) -> str:

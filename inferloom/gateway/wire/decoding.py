@@ -22,6 +22,7 @@ _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
 _FIELD = re.compile(r"`([^`]+)`")
+_CURABLE = re.compile(r"unknown field|Expected `int[^`]*`, got `float`")
 _PRINTABLE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 
@@ -41,7 +42,7 @@ class BodyDecoder(Generic[T]):
         try:
             request = self._decoder.decode(body)
         except msgspec.ValidationError as error:
-            if "unknown field" not in str(error):
+            if not _CURABLE.search(str(error)):
                 raise _invalid(error) from None
             request = self._decode_slowly(body, ignored)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -60,35 +61,45 @@ class BodyDecoder(Generic[T]):
             raise _malformed(error, body) from None
         except RecursionError:
             raise _too_deep() from None
-        remove_unknown(data, self._shape, "", ignored)
+        data = understood(data, self._shape, "", ignored)
         try:
             return msgspec.convert(data, self._type)
         except msgspec.ValidationError as error:
             raise _invalid(error) from None
 
 
-def remove_unknown(data: Any, shape: msgspec.inspect.Type, place: str, found: list[str]) -> None:
-    """Delete from `data` the fields that no struct of `shape` has; their names, once each, go to `found`."""
+def understood(data: Any, shape: msgspec.inspect.Type, place: str, unknown: list[str]) -> Any:
+    """`data` without the fields that no struct of `shape` has, whose names, once each, go to `unknown`; and with
+    1.0 as 1 where a whole number is meant, for JSON has one kind of number. Lists and objects are changed in place.
+    """
     if isinstance(shape, msgspec.inspect.UnionType):
-        for member in shape.types:
-            if isinstance(
-                member, (msgspec.inspect.StructType if isinstance(data, dict) else msgspec.inspect.ListType)
-            ):
-                remove_unknown(data, member, place, found)
-                return
-    elif isinstance(shape, msgspec.inspect.ListType) and isinstance(data, list):
-        for item in data:
-            remove_unknown(item, shape.item_type, f"{place}[]", found)
+        member = next((member for member in shape.types if isinstance(member, _shape_of(data))), None)
+        return data if member is None else understood(data, member, place, unknown)
+    if isinstance(shape, msgspec.inspect.IntType):
+        return int(data) if isinstance(data, float) and data.is_integer() else data
+    if isinstance(shape, msgspec.inspect.ListType) and isinstance(data, list):
+        for index, item in enumerate(data):
+            data[index] = understood(item, shape.item_type, f"{place}[]", unknown)
     elif isinstance(shape, msgspec.inspect.StructType) and isinstance(data, dict):
         fields = {field.encode_name: field.type for field in shape.fields}
         for name in list(data):
             path = f"{place}.{name}" if place else name
             if name in fields:
-                remove_unknown(data[name], fields[name], path, found)
+                data[name] = understood(data[name], fields[name], path, unknown)
             else:
                 del data[name]
-                if len(found) < MAX_NAMED and path not in found:
-                    found.append(path)
+                if len(unknown) < MAX_NAMED and path not in unknown:
+                    unknown.append(path)
+    return data
+
+
+def _shape_of(data: Any) -> type[msgspec.inspect.Type]:
+    """The member of a union that a value can only belong to; whole-number floats are ints in disguise."""
+    if isinstance(data, dict):
+        return msgspec.inspect.StructType
+    if isinstance(data, list):
+        return msgspec.inspect.ListType
+    return msgspec.inspect.IntType
 
 
 def header_value(ignored: list[str]) -> bytes:

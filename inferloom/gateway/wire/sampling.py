@@ -14,6 +14,7 @@ MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128
 MAX_STOPS = 16  # OpenAI allows 4
 
+StopText = Annotated[str, Meta(min_length=1)]  # an empty one would stop before the first token
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
@@ -30,7 +31,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | list[str | TokenId] | None = None
+    stop: StopText | list[StopText | TokenId] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     # accepted; named in `x-inferloom-ignored` when given
@@ -53,8 +54,6 @@ IGNORED = (
     "verbosity",
     "parallel_tool_calls",
 )
-
-_NOTHING_SAID = Sampling()
 
 
 def sampling(request: SamplingFields) -> Sampling:
@@ -99,9 +98,5 @@ def stops(request: SamplingFields) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if len(texts) > MAX_STOPS or len(ids) > 4 * MAX_STOPS:
         raise InvalidRequest(
             f"`stop` takes at most {MAX_STOPS} strings and {4 * MAX_STOPS} token ids.", param="stop"
-        )
-    if any(not text for text in texts):
-        raise InvalidRequest(
-            "`stop` has an empty string, which would stop before the first token.", param="stop"
         )
     return texts, ids
