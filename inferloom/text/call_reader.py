@@ -15,10 +15,6 @@ _SCALAR_END = re.compile(r"[\s,}\]]")
 _SPACE = " \t\r\n"
 
 
-class BadCall(Exception):
-    """What was read is no call."""
-
-
 class JsonScanner:
     """Finds the end of one JSON value that arrives in pieces. It follows strings and brackets, nothing more."""
 
@@ -66,7 +62,8 @@ class CallReader:
     """Reads `{"name": …, "arguments": {…}}`, in either order, other keys passed over.
 
     `feed` gives how far it came; what became known lies in `name` (once) and `take()`. Nothing is told before both
-    the name and the beginning of the arguments are there, so a call that is told of is a call.
+    the name and the beginning of the arguments are there, so a call that is told of is a call. Once `bad`, what was
+    read is no call, or goes on as none; nothing more is used.
     """
 
     def __init__(self, names: Container[str]) -> None:
@@ -79,11 +76,12 @@ class CallReader:
         self._has_arguments = False
         self.name: str | None = None
         self.done = False
+        self.bad = False
 
     @property
     def announced(self) -> bool:
         """Whether name and arguments are certain enough to be told."""
-        return self.name is not None and self._has_arguments
+        return self.name in self._names and self._has_arguments
 
     def take(self) -> str:
         """The arguments' text that came since the last call; only once `announced`."""
@@ -91,8 +89,8 @@ class CallReader:
         return taken
 
     def feed(self, text: str, position: int) -> int:
-        """Read on at `position`; the index after what was used. Raises `BadCall`."""
-        while position < len(text) and not self.done:
+        """Read on at `position`; the index after what was used."""
+        while position < len(text) and not self.done and not self.bad:
             if self._state in ("key", "value"):
                 position = self._read_value(text, position)
             elif text[position] in _SPACE:
@@ -119,7 +117,8 @@ class CallReader:
         elif state == "after value" and character == "}":
             self._finish()
         else:
-            raise BadCall
+            self.bad = True
+            return 0
         return 1
 
     def _begin(self, state: str) -> int:
@@ -139,7 +138,7 @@ class CallReader:
         if end < 0:
             return len(text)
         if self._state == "key":
-            self._key = _text_of(self._value)
+            self._key = self._decode(self._value)
             self._state = "colon"
         else:
             self._take_value()
@@ -148,27 +147,29 @@ class CallReader:
 
     def _take_value(self) -> None:
         if self._key in _NAME_KEYS:
-            self.name = _text_of(self._value)
-            if self.name not in self._names:
-                raise BadCall
+            self.name = self._decode(self._value)
+            self.bad = self.bad or self.name not in self._names
         elif self._key in _ARGUMENT_KEYS and self._scanner.first != "{":
             # some models write the object as a string, or nothing at all
-            arguments = "{}" if self._value == "null" else _text_of(self._value)
-            if not arguments.lstrip().startswith("{"):
-                raise BadCall
-            self._pending += arguments
-            self._has_arguments = True
+            arguments = "{}" if self._value == "null" else self._decode(self._value)
+            if arguments.lstrip().startswith("{"):
+                self._pending += arguments
+                self._has_arguments = True
+            else:
+                self.bad = True
 
     def _finish(self) -> None:
         if self.name is None:
-            raise BadCall
+            self.bad = True
+            return
         if not self._has_arguments:
             self._pending, self._has_arguments = "{}", True
         self.done = True
 
-
-def _text_of(value: str) -> str:
-    try:
-        return msgspec.json.decode(value, type=str)
-    except msgspec.DecodeError as error:
-        raise BadCall from error
+    def _decode(self, value: str) -> str:
+        """The text that a JSON string stands for."""
+        try:
+            return msgspec.json.decode(value, type=str)
+        except msgspec.DecodeError:
+            self.bad = True
+            return ""

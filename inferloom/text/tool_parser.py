@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from inferloom.text.call_reader import BadCall, CallReader, JsonScanner
+from inferloom.text.call_reader import CallReader, JsonScanner
 from inferloom.text.call_syntax import ARGUMENTS_MARK, CALL_ID_MARK, CallSyntax
 from inferloom.text.reasoning import partial_suffix
 from inferloom.types import Tool, ToolCallDelta
@@ -31,6 +31,7 @@ class ToolCallParser:
         self._blank = ""  # white space that is text only if text follows
         self._spoken = False  # text was emitted since the last call
         self._block = ""  # what was used of the call in progress, in case it is none
+        self._opening = 0  # how much of that is the opening
         self._reader = CallReader(self._names)
         self._scanner: JsonScanner | None = None  # of the arguments, in the named style
         self._told = False  # the call in progress was told
@@ -94,6 +95,7 @@ class ToolCallParser:
     def _begin_call(self, *, opening: int) -> None:
         self._block = ""
         self._use(opening)
+        self._opening = opening
         self._reader = CallReader(self._names)
         self._scanner = None
         self._told = False
@@ -104,13 +106,11 @@ class ToolCallParser:
         self._buffer = self._buffer[count:]
 
     def _object(self) -> bool:
-        try:
-            used = self._reader.feed(self._buffer, 0)
-        except BadCall:
-            return self._no_call()
-        self._use(used)
+        self._use(self._reader.feed(self._buffer, 0))
         if self._reader.announced and self._reader.name is not None:
             self._tell(self._reader.name, self._reader.take())
+        if self._reader.bad:
+            return self._no_call()
         if self._reader.done:
             self._state = self._between if self._syntax.style == "array" else self._after
             return True
@@ -148,9 +148,9 @@ class ToolCallParser:
     def _name(self) -> bool:
         """`name[CALL_ID]…[ARGS]` up to the arguments."""
         head, found, rest = self._buffer.partition(ARGUMENTS_MARK)
-        if not found and "{" in head and len(self._buffer) > len(ARGUMENTS_MARK):
-            head, found, rest = self._buffer.partition("{")  # some write name{…}
-            rest, found = "{" + rest, ""
+        if "{" in head:  # some write name{…}
+            head, found, rest = self._buffer.partition("{")
+            rest, found = found + rest, ""
         elif not found:
             return self._no_call() if len(self._buffer) > _LONGEST_NAME else False
         name = head.partition(CALL_ID_MARK)[0].strip()
@@ -207,9 +207,11 @@ class ToolCallParser:
         return bool(self._buffer)
 
     def _no_call(self) -> bool:
-        """What came since the opening is text after all; if a call was told already, only the rest is."""
+        """The opening is text after all, and what came since is looked at again; if a call was told already, only
+        the rest is text."""
         if not self._told:
-            self._say(self._block)
+            self._say(self._block[: self._opening])
+            self._buffer = self._block[self._opening :] + self._buffer
         self._block, self._told, self._state = "", False, self._text
         return bool(self._buffer)
 

@@ -4,6 +4,8 @@ import random
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inferloom.text.call_syntax import HERMES, LLAMA, MISTRAL_ARRAY, MISTRAL_NAMED, PHI, CallSyntax
 from inferloom.text.tool_parser import ToolCallParser
@@ -118,3 +120,33 @@ def test_ordinary_text_is_not_held_back() -> None:
     assert parser.push("The answer") == ("The answer", [])
     assert parser.push(" is 1 <") == (" is 1 ", [])
     assert parser.push(" 2") == ("< 2", [])
+
+
+FRAGMENTS = [
+    '{"name": "now", "',
+    'arguments": {',
+    'parameters": {',
+    "}",
+    "}",
+    "[",
+    "]",
+    ",",
+    ";",
+    '"a": "x\\"y"',
+    " ",
+    "\n",
+]
+FRAGMENTS += ["[ARGS]", "now", '{"name":"search"}', "text", "<", "[TOOL"]
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(st.data())
+def test_the_cut_never_matters_whatever_nonsense_a_model_writes(data: st.DataObject) -> None:
+    syntax = data.draw(st.sampled_from([HERMES, LLAMA, MISTRAL_ARRAY, MISTRAL_NAMED, PHI]))
+    marks = [syntax.opening, syntax.closing]
+    pieces = data.draw(st.lists(st.sampled_from(FRAGMENTS + marks), max_size=12))
+    text = "".join(pieces)
+    (whole, calls), *others = [parse(syntax, cut) for cut in ([text], list(text), pieces)]
+    for said, deltas in others:
+        assert said == whole
+        assert joined(deltas) == joined(calls)
