@@ -32,9 +32,10 @@ _SCORED_BYTES = 64 << 20
 class Engine:
     """Continuous batching over one executor.
 
-    `submit` and `cancel` take effect with the next `step`; `step` computes one ragged batch and returns what every choice gained;
-    `rejections` returns requests that cannot run. While `has_work` is false a step would do nothing: the caller
-    waits for its socket, for `wake` (called from another thread when a grammar is compiled), and until `deadline`.
+    `submit` and `cancel` take effect with the next `step`; `step` computes one ragged batch and returns what every
+    choice gained; `rejections` returns requests that cannot run. While `has_work` is false a step would do nothing:
+    the caller waits for its socket, for `wake` (called from another thread when a grammar is compiled), and until
+    `deadline`.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class Engine:
     ) -> None:
         """Allocates `pages` pages of KV (raises `OutOfMemory`).
 
-        `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the attribute.
-        `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the model's end tokens, with
-        which a grammar ends; other requests bring theirs in `stop_token_ids`.
+        `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the
+        attribute. `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the
+        model's end tokens, with which a grammar ends; other requests bring theirs in `stop_token_ids`.
         """
         executor.allocate_kv(pages)
         self._executor = executor

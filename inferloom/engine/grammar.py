@@ -37,8 +37,8 @@ class Matcher:
         return Matcher(self.inner.deep_copy(), ends=self._ends, words=self.words)
 
     def ends_with(self, token: int, stops: frozenset[int]) -> bool:
-        """Whether `token`, which the mask allowed, ends the choice: an end token, or one of the request's stop tokens where
-        the grammar can end. Elsewhere a stop token is text like any other."""
+        """Whether `token`, which the mask allowed, ends the choice: an end token, or one of the request's stop tokens
+        where the grammar can end. Elsewhere a stop token is text like any other."""
         return token in self._ends or (token in stops and self.inner.is_accepting())
 
     def advance(self, token: int) -> bool:
@@ -117,9 +117,9 @@ class _Tokenizer:
     def get(self) -> llguidance.LLTokenizer:
         """Raises `ValueError` for a text that is not a tokenizer.json.
 
-        llguidance holds the interpreter's lock while it works on a vocabulary (0.4 s for 50,000 tokens), and the step
-        loop waits. So it gets no merges, which masks have no use for, and its slices in a second call: two short pauses,
-        once in a worker's life.
+        llguidance holds the interpreter's lock while it works on a vocabulary (0.4 s for 50,000 tokens), and the
+        step loop waits. So it gets no merges, which masks have no use for, and its slices in a second call: two
+        short pauses, once in a worker's life.
         """
         with self.lock:
             if self.made is None:

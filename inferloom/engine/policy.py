@@ -1,7 +1,8 @@
 """Batch policies: how many prompt tokens a step may take beside the sequences that are decoding.
 
 Every step decodes one token for each running sequence. Prompt tokens in the same step make it longer, and whoever
-decodes waits for them, so the policies trade the first token of new requests and throughput against the pace of those under way:
+decodes waits for them, so the policies trade throughput and the first token of new requests against the pace of those
+under way:
 
 - `greedy`   fills every step up to max_batch_tokens: highest throughput, longest pauses.
 - `eager`    takes at most 256 prompt tokens while anything decodes, 2048 otherwise: short, even steps whatever the

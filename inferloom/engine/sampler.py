@@ -1,8 +1,9 @@
 """The sampler: from the logits of a batch to one token for each draw.
 
 Order, as in transformers: penalties, bias, grammar mask, temperature, top-k, top-p (of what top-k left), min-p.
-A draw's result depends on its own row and its own random number alone: whatever works on several rows at once is either
-element-wise or one of torch's row-wise kernels (softmax, cumsum, topk), never a reduction that is split by the batch's shape.
+A draw's result depends on its own row and its own random number alone: whatever works on several rows at once is
+element-wise or one of torch's row-wise kernels (softmax, cumsum, topk), never a reduction that the batch's shape could
+split.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from inferloom.engine.messages import Logprob, SamplingSpec
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
 
-# How many of the best tokens are looked at. A row's size depends on the row's own sampling alone, so that ties fall the same
-# way in any batch.
+# How many of the best tokens are looked at. A row's size depends on the row's own sampling alone, so that ties fall
+# the same way in any batch.
 _SIZES = (64, 256, 1024, 8192)
 _BLOCK = 256  # of the vocabulary, in the search for a token
 _PIECE = 3 << 17  # logits worked on at once: 1.5 MB stay in the caches, and double that is three times slower
@@ -231,8 +232,8 @@ def _draw_truncated(group: _Group, size: int) -> list[int]:
 
 
 def _draw_nucleus(group: _Group) -> list[int]:
-    """Top-p where it reaches far into the vocabulary, without sorting it: row by row, sum the mass in bins of the score,
-    and sort the one bin in which it reaches top_p. Tokens that tie with the nucleus' last belong to it."""
+    """Top-p where it reaches far into the vocabulary, without sorting it: row by row, sum the mass in bins of the
+    score, and sort the one bin in which it reaches top_p. Tokens that tie with the nucleus' last belong to it."""
     probabilities = torch.softmax(group.scores, dim=-1)
     rows = zip(
         probabilities.cpu().numpy(), group.scores.cpu().numpy(), group.top_p[:, 0].tolist(), strict=True

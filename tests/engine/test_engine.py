@@ -257,6 +257,11 @@ def test_the_seed_decides_the_text() -> None:
         (Generate(1, [1, 97], 10, GREEDY), "invalid_request", "token id 97 in the prompt"),
         (Generate(1, [1, -1], 10, GREEDY), "invalid_request", "token id -1 in the prompt"),
         (Generate(1, [1], 10, GREEDY, n=0), "invalid_request", "n must be at least 1"),
+        (Generate(1, [1], 1, SamplingSpec(logit_bias={9: math.inf})), "invalid_request", "finite"),
+        (Generate(1, [1], 1, SamplingSpec(temperature=math.nan)), "invalid_request", "temperature must be"),
+        (Generate(1, [1], 1, SamplingSpec(min_p=1.5)), "invalid_request", "min_p must be between 0 and 1"),
+        (Generate(1, [1], 1, SamplingSpec(repetition_penalty=0.0)), "invalid_request", "repetition_penalty"),
+        (Generate(1, [1], 1, SamplingSpec(top_k=-1)), "invalid_request", "top_k must be at least 0"),
         (Generate(1, [1], -1, GREEDY), "invalid_request", "max_tokens at least 0"),
         (
             Generate(1, [1], 1, SamplingSpec(logit_bias={99: 1.0})),
