@@ -35,6 +35,7 @@ _LAYER = {
 }
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_FACTORS = "rope_freqs.weight"
+_PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 _CHUNK = 1 << 20  # elements converted at a time: 4 MiB as float32
 
 
@@ -72,6 +73,9 @@ def place(files: list[GgufFile], config: Mapping[str, Any], *, family: str) -> l
                     f"{tensor.name!r} has {tensor.shape} rows, which {swap} heads cannot share."
                 )
             placed[name] = Placed(name, tensor, file, swap)
+    layers = {name.split(".")[2] for name in placed if name.startswith("model.layers.")}
+    if len(layers) != config["num_hidden_layers"]:
+        raise InvalidFormat(f"the GGUF file has {len(layers)} of its {config['num_hidden_layers']} layers.")
     return [placed[name] for name in sorted(placed)]
 
 
@@ -131,8 +135,7 @@ def _order(rows: int, heads: int) -> NDArray[np.intp]:
 
 
 def _dequantized(table: NDArray[np.uint8], tensor: TensorInfo) -> NDArray[np.float32]:
-    kinds = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
-    plain = kinds.get(tensor.type)
+    plain = _PLAIN.get(tensor.type)
     table = np.ascontiguousarray(table)
     try:
         values = table.view(plain) if plain is not None else dequantize(table, tensor.type)

@@ -14,6 +14,7 @@ from inferloom.formats.pretokenizers import pre_tokenizer, pretokenizing
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 _SPACE = "▁"
+_LONGEST = 1024  # characters: every way to cut a token in two is looked up
 
 
 def build(metadata: Mapping[str, Value]) -> tuple[Tokenizer, dict[str, Any]]:
@@ -91,6 +92,9 @@ def _sentence_piece(metadata: Mapping[str, Value], tokens: list[str]) -> tuple[T
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise InvalidFormat("the GGUF file's tokenizer.ggml.scores does not fit its vocabulary.")
+    longest = max(tokens, key=len)
+    if len(longest) > _LONGEST:
+        raise InvalidFormat(f"the GGUF file's vocabulary has a token of {len(longest):,} characters.")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges: list[tuple[float, int, int, str, str]] = []
     for index, token in enumerate(tokens):

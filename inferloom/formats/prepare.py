@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,11 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint = prepare(given.source, tokenizer=given.tokenizer, progress=_thinned(say))
     except InferloomError as error:
         say({"error": {"code": error.code, "message": error.message}})
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{given.source} could not be made ready: {type(error).__name__}: {error}"
+        say({"error": {"code": LoadFailed.code, "message": message}})
         return 1
     say({"checkpoint": checkpoint})
     return 0

@@ -235,6 +235,7 @@ def test_the_parts_of_a_split_model_are_read_together(tmp_path: Path) -> None:
         ),
         ({"blk.7.ffn_up.weight": (96, 64)}, LoadFailed, "a tensor 'blk.7.ffn_up.weight'"),
         ({"blk.0.attn_q.weight": (6, 64)}, InvalidFormat, "which 4 heads cannot share"),
+        ({"blk.0.attn_q.bias": (6,)}, InvalidFormat, "which 4 heads cannot share"),
         ({"token_embd.weight": (10, 64)}, InvalidFormat, "vocabulary has 420 tokens, its embedding 10"),
         ({"token_embd.weight": (10,)}, InvalidFormat, "no embedding matrix"),
     ],
@@ -249,6 +250,25 @@ def test_tensors_that_do_not_fit_are_named(
     with pytest.raises(error, match=says):
         gguf_cache.convert(path, ignore)
     assert not [entry for entry in (cache / "gguf").iterdir() if entry.name != "known"]
+
+
+def test_a_file_that_lacks_layers_is_refused(tmp_path: Path) -> None:
+    path = gguf.write(tmp_path / "m.gguf", keys={"llama.block_count": 2_000_000_000})
+    with pytest.raises(InvalidFormat, match="the GGUF file has 2 of its 2000000000 layers"):
+        gguf_cache.convert(path, ignore)
+
+
+def test_biases_of_q_and_k_are_put_in_order_with_their_rows(tmp_path: Path) -> None:
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens))
+    for layer in range(gguf.LAYERS):
+        for part in ("q", "k"):
+            matrix = tensors[f"blk.{layer}.attn_{part}.weight"]
+            tensors[f"blk.{layer}.attn_{part}.bias"] = np.ascontiguousarray(matrix[:, 0])
+    ours = converted(gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors))
+    for part in ("q", "k"):
+        name = f"model.layers.1.self_attn.{part}_proj"
+        assert torch.equal(ours[f"{name}.bias"], ours[f"{name}.weight"][:, 0])
 
 
 def test_no_room_is_told_before_writing_and_when_it_happens(

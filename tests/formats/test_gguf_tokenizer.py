@@ -138,6 +138,13 @@ def test_a_tokenizer_that_cannot_be_built_says_why(
         build(gguf.write(tmp_path / "model.gguf", keys=keys))
 
 
+def test_a_piece_of_absurd_length_is_refused(tmp_path: Path) -> None:
+    vocabulary = gguf.piece_vocabulary()
+    vocabulary.tokens[-1] = "x" * 100_000
+    with pytest.raises(InvalidFormat, match="a token of 100,000 characters"):
+        build(gguf.write(tmp_path / "model.gguf", vocabulary=vocabulary))
+
+
 def test_the_files_written_are_what_the_libraries_read(smollm2_checkpoint: Checkpoint) -> None:
     folder = Path(smollm2_checkpoint.folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())

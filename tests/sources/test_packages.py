@@ -139,7 +139,7 @@ def test_a_full_disk_is_said_with_its_place(
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packages, "_unpack", full)
+    monkeypatch.setattr(packages, "unpack", full)
     with pytest.raises(
         SourceError, match=r"the disk is full: carried-weights==1\.0 needs more than .* INFERLOOM_CACHE"
     ):
