@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -56,8 +57,7 @@ class Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
         self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -129,10 +129,14 @@ async def measure(
     ]
     await asyncio.gather(*(protocol.closed for _, protocol in opened))
     seconds = time.perf_counter() - began
+    made = min(
+        run.frames, len(run.latencies) * tokens
+    )  # the frames around the tokens (role, finish) are not counted
     return {
+        "requests": len(run.latencies),
+        "tokens": made,
         "requests_per_second": len(run.latencies) / seconds,
-        # The frames around the tokens (role, finish) are not counted.
-        "tokens_per_second": min(run.frames, len(run.latencies) * tokens) / seconds,
+        "tokens_per_second": made / seconds,
         "p50_ms": percentile(run.latencies, 0.50) * 1e3,
         "p99_ms": percentile(run.latencies, 0.99) * 1e3,
         "first_p50_ms": percentile(run.first_frames, 0.5) * 1e3 if run.first_frames else 0.0,

@@ -101,6 +101,12 @@ def pin(pid: int, cores: set[int]) -> None:
             os.sched_setaffinity(int(task.name), cores)
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, all threads, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def memory(pid: int) -> dict[str, int]:
     """Memory of a process in bytes by kind: `rss`, `pss`, `anonymous`, `file` (mapped files) and, of these,
     `weights` (safetensors) with its `private_dirty` part; from /proc/PID/smaps."""
