@@ -14,6 +14,12 @@ from inferloom.errors import InvalidFormat, LoadFailed
 _MAX_JSON_BYTES = 512 << 20
 _SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+# how words are cut before BPE, where no tokenizer.json says it
+_GPT2_LIKE = frozenset(
+    ["GPT2Tokenizer", "PreTrainedTokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"]
+)
+_QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
     """What the checkpoint's generation_config asks for; None where it is silent."""
@@ -63,16 +69,32 @@ class TokenizerFiles:
         tokenizer = Tokenizer(
             models.BPE.from_file(str(self.folder / "vocab.json"), str(self.folder / "merges.txt"))
         )
+        family = str(self.tokenizer_config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
         prefix_space = bool(self.tokenizer_config.get("add_prefix_space", False))
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+        byte_level = tokenizers.pre_tokenizers.ByteLevel
+        if family == "Qwen2Tokenizer":
+            tokenizer.normalizer = tokenizers.normalizers.NFC()
+            tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+                [
+                    tokenizers.pre_tokenizers.Split(tokenizers.Regex(_QWEN_WORDS), behavior="isolated"),
+                    byte_level(add_prefix_space=False, use_regex=False),
+                ]
+            )
+        elif family in _GPT2_LIKE:
+            tokenizer.pre_tokenizer = byte_level(add_prefix_space=prefix_space)
+        else:
+            raise InvalidFormat(
+                f"the tokenizer in {self.folder} is a {family}, and how that cuts words is not in vocab.json and "
+                "merges.txt; a tokenizer.json is needed (tok_model_id can name where it is)"
+            )
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         if "roberta" in str(self.config.get("model_type", "")):
             bos, eos = (
                 self._id_pair(tokenizer, "cls_token", "<s>"),
                 self._id_pair(tokenizer, "sep_token", "</s>"),
             )
-            tokenizer.post_processor = tokenizers.processors.RobertaProcessing(  # type: ignore[call-arg]
-                sep=eos, cls=bos, add_prefix_space=prefix_space
+            tokenizer.post_processor = tokenizers.processors.RobertaProcessing(
+                eos, bos, trim_offsets=True, add_prefix_space=prefix_space
             )
         else:
             tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)

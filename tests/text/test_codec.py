@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertTokenizer, GPT2Tokenizer
+from transformers import BertTokenizer, GPT2Tokenizer, Qwen2Tokenizer, RobertaTokenizer
 
 from inferloom.errors import InvalidFormat, InvalidRequest, LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
@@ -209,26 +209,55 @@ def test_another_folders_tokenizer_wins(make_checkpoint, byte_bpe, tmp_path: Pat
     assert codec.eos_token_ids == {7}
 
 
-def test_vocab_and_merges_make_the_tokenizer_that_transformers_makes(make_checkpoint, byte_bpe) -> None:
+@pytest.mark.parametrize("reference_class", [GPT2Tokenizer, Qwen2Tokenizer])
+def test_vocab_and_merges_make_the_tokenizer_that_transformers_makes(
+    make_checkpoint, byte_bpe, reference_class: type
+) -> None:
     state = json.loads(byte_bpe.to_str())["model"]
     merges = "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in state["merges"])
-    checkpoint = make_checkpoint(
-        vocab_JSON=state["vocab"],
-        merges_TXT=merges,
-        tokenizer_config_JSON={
-            "eos_token": "<|endoftext|>",
-            "bos_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-        },
-    )
+    special = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    config = {"tokenizer_class": reference_class.__name__, **special}
+    checkpoint = make_checkpoint(vocab_JSON=state["vocab"], merges_TXT=merges, tokenizer_config_JSON=config)
     codec = TextCodec.load(checkpoint)
-    reference = GPT2Tokenizer(
-        vocab=str(Path(checkpoint.folder, "vocab.json")), merges=str(Path(checkpoint.folder, "merges.txt"))
+    folder = Path(checkpoint.folder)
+    reference = reference_class(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), **special
     )
-    for text in ("The capital of France is Paris.", " Grüße 世界", "a<|endoftext|>b"):
+    for text in (
+        "The capital of France is Paris.",
+        " Grüße 世界",
+        "a<|endoftext|>b",
+        "we'LL  pay\n\n12345 €!!\n",
+        "e\u0301",
+    ):
         ids = codec.encode(text, add_special_tokens=False)
         assert ids == reference(text, add_special_tokens=False)["input_ids"]
-        assert codec.decode(ids, skip_special_tokens=False) == text
+
+
+def test_a_roberta_vocabulary_frames_its_texts(make_checkpoint, byte_bpe) -> None:
+    state = json.loads(byte_bpe.to_str())["model"]
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *state["vocab"]]
+    files = {
+        "vocab_JSON": {word: index for index, word in enumerate(words)},
+        "merges_TXT": "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in state["merges"]),
+        "config_JSON": {"model_type": "roberta"},
+        "tokenizer_config_JSON": {"tokenizer_class": "RobertaTokenizer"},
+    }
+    checkpoint = make_checkpoint(**files)
+    folder = Path(checkpoint.folder)
+    reference = RobertaTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    for text in ("The capital of France", "", " Grüße"):
+        assert (
+            TextCodec.load(checkpoint).encode(text, add_special_tokens=True) == reference(text)["input_ids"]
+        )
+
+
+def test_words_that_are_cut_in_an_unknown_way_are_refused(make_checkpoint, byte_bpe) -> None:
+    files = {"vocab_JSON": {"a": 0}, "merges_TXT": "#version: 0.2\n"}
+    with pytest.raises(InvalidFormat, match=r"is a CodeGenTokenizer.*tokenizer\.json is needed"):
+        TextCodec.load(
+            make_checkpoint(**files, tokenizer_config_JSON={"tokenizer_class": "CodeGenTokenizer"})
+        )
 
 
 def test_a_wordpiece_vocabulary_makes_the_tokenizer_that_transformers_makes(make_checkpoint) -> None:
