@@ -25,6 +25,14 @@ ENDS = (
     "<end_of_turn>",
     "<|end_of_text|>",
 )
+# general.sampling.* → generation_config.json
+_SAMPLING = {
+    "temp": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 _CONTROL = 3  # tokenizer.ggml.token_type
 
 
@@ -106,7 +114,7 @@ def config_of(
 
 
 def generation_config_of(metadata: Mapping[str, Value]) -> dict[str, Any]:
-    """generation_config.json: the ids that begin and end texts. Sampling defaults are not in such files."""
+    """generation_config.json: the ids that begin and end texts, and the sampling that the file recommends."""
     tokens = texts(metadata, "tokenizer.ggml.tokens") or []
     kinds = metadata.get("tokenizer.ggml.token_type")
     control = set()
@@ -120,6 +128,10 @@ def generation_config_of(metadata: Mapping[str, Value]) -> dict[str, Any]:
         value = number(metadata, f"tokenizer.ggml.{key}")
         if value is not None:
             made[name] = value
+    for key, name in _SAMPLING.items():
+        advice = real(metadata, f"general.sampling.{key}")
+        if advice is not None:
+            made[name] = int(advice) if name == "top_k" else _shortest(advice)
     return made
 
 

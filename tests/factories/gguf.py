@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,57 +15,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 HIDDEN, MIDDLE, HEADS, KV_HEADS, HEAD_DIM, LAYERS, CONTEXT = 64, 96, 4, 2, 16, 2, 128
-_TEXT = [
-    "The",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog.",
-    "It",
-    "doesn't",
-    "matter",
-    "that",
-    "he'll",
-    "be",
-    "there",
-    "in",
-    "1984,",
-    "nor",
-    "that",
-    "naïve",
-    "façades",
-    "cost",
-    "12,345",
-    "€!",
-    "Was",
-    "für",
-    "ein",
-    "schöner",
-    "Tag;",
-    "ça",
-    "va",
-    "très",
-    "bien.",
-    "Привет,",
-    "мир.",
-    "中文字",
-    "テスト",
-    "def",
-    "add(first,",
-    "second):\n",
-    "",
-    "",
-    "",
-    "return",
-    "first",
-    "+",
-    "second\n\n\nclass",
-    "Weaver:\n\tpass\r\n",
-]
+_TEXT = (
+    "The quick brown fox jumps over the lazy dog. It doesn't matter that he'll be there in 1984, "
+    "nor that naïve façades cost 12,345 €! Was für ein schöner Tag; ça va très bien. Привет, мир. 中文字 テスト "
+    "def add(first, second):\n    return first + second\n\n\nclass Weaver:\n\tpass\r\n"
+)
 
 
 @dataclass
@@ -90,9 +45,7 @@ def byte_vocabulary(pre: str | None = "gpt-2", *, size: int = 420, **more: Any) 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(_TEXT)] * 4, trainer)
-    import json
-
+    tokenizer.train_from_iterator([_TEXT] * 4, trainer)
     made = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(made["vocab"], key=made["vocab"].__getitem__)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in made["merges"]]
@@ -107,7 +60,7 @@ def piece_vocabulary(*, size: int = 480, **more: Any) -> Vocabulary:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=size - 259, show_progress=False)
-    tokenizer.train_from_iterator([" ".join(_TEXT)] * 4, trainer)
+    tokenizer.train_from_iterator([_TEXT] * 4, trainer)
     learnt = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     pieces = [token for token in learnt if len(token) > 1]
     letters = [token for token in learnt if len(token) == 1]

@@ -144,3 +144,14 @@ def test_generation_ends_at_eos_and_at_the_tokens_known_to_end_a_turn() -> None:
         "tokenizer.ggml.token_type": [3, 1, 3, 1],
     }
     assert generation_config_of(metadata)["eos_token_id"] == [2, 0]
+
+
+def test_the_sampling_that_a_file_recommends_is_kept() -> None:
+    advice = {
+        "general.sampling.temp": 0.6000000238418579,
+        "general.sampling.top_k": 20,
+        "general.sampling.min_p": 0.0,
+    }
+    made = generation_config_of({**LLAMA, **advice})
+    assert (made["temperature"], made["top_k"], made["min_p"]) == (0.6, 20, 0.0)
+    assert "top_p" not in made
