@@ -31,6 +31,7 @@ from inferloom.runners.base import (
     SessionRebuildCause,
     WeightSource,
 )
+from inferloom.runners.codecs import codec_of
 from inferloom.runners.jobs import dummy_job, native_job
 from inferloom.runners.preparation import prepare
 from inferloom.runners.request import generate, text_length, with_system_prompt
@@ -207,7 +208,7 @@ class LocalRunner(ModelRunner):
         if checkpoint is None:
             return TextCodec.for_bytes()
         return await asyncio.to_thread(
-            TextCodec.load,
+            codec_of,
             checkpoint,
             chat_template=model.chat_template,
             jinja_explicit=model.jinja_explicit,

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,20 @@ GRACE_SECS = 0.5  # for workers to leave on their own when the pool stops
 _ROOT = str(Path(inferloom.__file__).resolve().parent.parent)
 # -P: the working directory's files must not shadow modules. The root is for a checkout that is not installed.
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from inferloom.worker.forkserver import main; main(sys.argv[2:])"
+
+
+def forkserver_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """The gateway's environment with what the libraries in workers read from it while they are loaded.
+
+    OpenBLAS must not start threads, which would forbid forking. OpenMP's threads must not spin long at the end of a
+    parallel region: where two workers, or a worker and anything else, share the processors, a spinning thread keeps
+    the one it waits for from running, and two models at once come to a standstill. 1000 turns is what libgomp itself
+    takes where it sees more threads than processors; it cannot see other processes. What the operator set stays.
+    """
+    environment = {**own, "OPENBLAS_NUM_THREADS": "1"}
+    if "OMP_WAIT_POLICY" not in own:
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
+    return environment
 
 
 class WorkerPool:
@@ -150,7 +164,7 @@ class WorkerPool:
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=2,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # its threads would forbid forking
+            env=forkserver_environment(os.environ),
         )
         theirs.close()
         self._control = ours

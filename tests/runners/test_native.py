@@ -122,24 +122,39 @@ async def test_the_weights_are_mapped_and_not_copied(pool: WorkerPool, tmp_path:
     checkpoint = make_checkpoint(
         tmp_path / "wide", "llama", hidden_size=256, intermediate_size=2048, layers=4
     )
-    with Path(checkpoint.weights[0]).open("rb") as file:
-        os.fsync(file.fileno())  # pages of a file just written are dirty by themselves
+    size = _on_disk(Path(checkpoint.weights[0])) // 1024
     runner = await loaded(pool, checkpoint)
     await read(await runner.execute(greedy()))
     assert runner.pid is not None
+    resident, private = _mapped(runner.pid, checkpoint.weights[0])
+    assert resident > 0.8 * size
+    assert private < 0.05 * size
+    await runner.close()
+
+
+def _on_disk(path: Path) -> int:
+    """Bytes of a file, written out: pages of a file just made are dirty by themselves."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _mapped(pid: int, path: str) -> tuple[int, int]:
+    """KiB of the file that are resident in the process, and of these the private dirty ones."""
     resident = private = 0
     ours = False
-    for line in Path(f"/proc/{runner.pid}/smaps").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(checkpoint.weights[0])
+            ours = line.endswith(path)
         elif ours and line.startswith("Rss:"):
             resident += int(line.split()[1])
         elif ours and line.startswith("Private_Dirty:"):
             private += int(line.split()[1])
-    size = Path(checkpoint.weights[0]).stat().st_size // 1024
-    assert resident > 0.8 * size
-    assert private < 0.05 * size
-    await runner.close()
+    return resident, private
+
+
+def _cut(path: Path, *, by: int) -> None:
+    os.truncate(path, path.stat().st_size - by)
 
 
 async def _truncate(path: Path) -> None:
@@ -182,8 +197,7 @@ async def test_weights_replaced_by_rename_leave_the_worker_alone(
     runner = await loaded(pool, checkpoint)
     before = [chunk.token_ids for chunk in await read(await runner.execute(greedy()))]
     other = make_checkpoint(tmp_path / "other", "llama", seed=1)
-    os.replace(other.weights[0], checkpoint.weights[0])
-    await asyncio.sleep(0)
+    Path(other.weights[0]).replace(checkpoint.weights[0])
     await runner.flush()
     assert [chunk.token_ids for chunk in await read(await runner.execute(greedy()))] == before
     await runner.close()
@@ -205,8 +219,7 @@ async def test_a_model_whose_weights_changed_is_loaded_again(
 
 
 async def test_a_checkpoint_cut_short_is_an_invalid_format(pool: WorkerPool, checkpoint: Checkpoint) -> None:
-    weights = Path(checkpoint.weights[0])
-    os.truncate(weights, weights.stat().st_size - 100)
+    _cut(Path(checkpoint.weights[0]), by=100)
     with pytest.raises(InvalidFormat, match="invalid format"):
         await loaded(pool, checkpoint)
     assert pool.workers == []

@@ -17,7 +17,7 @@ from inferloom.errors import LoadFailed, ModelUnavailable
 from inferloom.worker.lineage import children
 from inferloom.worker.messages.replies import Failed, Stats
 from inferloom.worker.messages.requests import Generate, GetStats, SamplingSpec
-from inferloom.worker.pool import LIGHT, WorkerPool
+from inferloom.worker.pool import LIGHT, WorkerPool, forkserver_environment
 
 ENDLESS = Generate(id=1, prompt=[1], max_tokens=1_000_000_000, sampling=SamplingSpec())
 
@@ -253,3 +253,13 @@ async def test_the_forkserver_has_a_session_of_its_own(pool: WorkerPool) -> None
     await Driven.spawn(pool)
     assert pool.forkserver_pid is not None
     assert os.getsid(pool.forkserver_pid) == pool.forkserver_pid != os.getsid(0)
+
+
+def test_worker_threads_spin_shortly_unless_the_operator_says_otherwise() -> None:
+    assert forkserver_environment({"A": "b"}) == {
+        "A": "b",
+        "OPENBLAS_NUM_THREADS": "1",
+        "GOMP_SPINCOUNT": "1000",
+    }
+    assert forkserver_environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
+    assert "GOMP_SPINCOUNT" not in forkserver_environment({"OMP_WAIT_POLICY": "active"})
