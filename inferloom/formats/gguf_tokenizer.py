@@ -66,10 +66,11 @@ def _kinds(metadata: Mapping[str, Value], tokens: list[str]) -> list[int]:
     kinds = metadata.get("tokenizer.ggml.token_type")
     if kinds is None:
         kinds = [1] * len(tokens)
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+    whole = isinstance(kinds, list) and all(isinstance(kind, int) for kind in kinds)
+    if not isinstance(kinds, list) or not whole or len(kinds) != len(tokens):
         raise InvalidFormat("the GGUF file's tokenizer.ggml.token_type does not fit its vocabulary.")
     # Some converters forget to mark the tokens that end a turn.
-    return [_CONTROL if token in ENDS else int(kind) for token, kind in zip(tokens, kinds, strict=True)]
+    return [_CONTROL if token in ENDS else kind for token, kind in zip(tokens, kinds, strict=True)]
 
 
 def _byte_pairs(metadata: Mapping[str, Value], tokens: list[str]) -> tuple[Tokenizer, bool]:

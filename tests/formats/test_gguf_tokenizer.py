@@ -127,6 +127,7 @@ def test_empty_and_repeated_tokens_keep_their_ids(tmp_path: Path) -> None:
         ({"tokenizer.ggml.merges": None}, InvalidFormat, "no merges"),
         ({"tokenizer.ggml.merges": ["zzz yyy"]}, InvalidFormat, "cannot be built"),
         ({"tokenizer.ggml.token_type": [1, 1]}, InvalidFormat, "does not fit its vocabulary"),
+        ({"tokenizer.ggml.token_type": ["x"] * 420}, InvalidFormat, "does not fit its vocabulary"),
         ({"tokenizer.ggml.eos_token_id": 99999}, InvalidFormat, "the vocabulary has"),
         ({"tokenizer.ggml.tokens": 3}, InvalidFormat, "not a list of texts"),
     ],
