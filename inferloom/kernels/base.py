@@ -37,7 +37,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [T, in] @ weight [out, in].T + bias [out] → [T, out]. Invariant for `padded_rows` rows."""
+        """x [T, in] @ weight [out, in].T + bias [out] → [T, out], of any strides. Invariant for `padded_rows` rows."""
 
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -16,6 +16,10 @@ import torch
 
 PAGE_SIZE = 32
 CHUNK_ROWS = 128  # rows of a prefill that attend together: later keys than theirs are not computed
+CHUNK_SCORES = (
+    1 << 19
+)  # fewer rows where rows x context would exceed this, so that the scores of a head stay small
+GATHER_BYTES = 4 << 20  # of a group's context: what stays in a cache between the gathering and the products
 _EXACT_PAGES = 8
 
 
@@ -80,9 +84,16 @@ class Planner:
     """Makes the plans of one model: its key-value heads, the distinct sliding windows of its layers, its dtype."""
 
     def __init__(
-        self, *, kv_heads: int, windows: Iterable[int | None], dtype: torch.dtype, device: torch.device
+        self,
+        *,
+        kv_heads: int,
+        head_dim: int,
+        windows: Iterable[int | None],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._kv_heads = kv_heads
+        self._page_bytes = 2 * kv_heads * PAGE_SIZE * head_dim * dtype.itemsize
         self._windows = tuple(dict.fromkeys(windows))
         self._dtype = dtype
         self._device = device
@@ -144,23 +155,27 @@ class Planner:
             pages = list(table[skipped : -(-length // PAGE_SIZE)])
             pages += pages[-1:] * (size - len(pages))  # any page of its own will do: the mask hides it
             by_size.setdefault(size, []).append((row, hidden - skipped * PAGE_SIZE, seen, pages))
-        whole = len(by_size) == 1 and len(sequences) == rows
         groups = []
         for size, members in sorted(by_size.items()):
-            numbers, low, high, pages_of = zip(*members, strict=True)
-            column = torch.arange(size * PAGE_SIZE, device=self._device)
-            unseen = column >= self._tensor(high)[:, None]
-            if window is not None:
-                unseen |= column < self._tensor(low)[:, None]
-            groups.append(
-                DecodeGroup(
-                    rows=None if whole else self._tensor(numbers),
-                    count=len(members),
-                    blocks=self._blocks(torch.tensor(pages_of, device=self._device)),
-                    bias=self._bias(unseen)[:, None, None, :],
-                )
-            )
+            most = max(1, GATHER_BYTES // (size * self._page_bytes))
+            for first in range(0, len(members), most):
+                groups.append(self._group(members[first : first + most], size, rows, window))
         return tuple(groups)
+
+    def _group(
+        self, members: list[tuple[int, int, int, list[int]]], size: int, rows: int, window: int | None
+    ) -> DecodeGroup:
+        numbers, low, high, pages = zip(*members, strict=True)
+        column = torch.arange(size * PAGE_SIZE, device=self._device)
+        unseen = column >= self._tensor(high)[:, None]
+        if window is not None:
+            unseen |= column < self._tensor(low)[:, None]
+        return DecodeGroup(
+            rows=None if len(members) == rows else self._tensor(numbers),
+            count=len(members),
+            blocks=self._blocks(torch.tensor(pages, device=self._device)),
+            bias=self._bias(unseen)[:, None, None, :],
+        )
 
     def _chunk(
         self, start: int, stop: int, context: int, table: Sequence[int], window: int | None
@@ -169,8 +184,9 @@ class Planner:
         skipped = 0 if window is None else max(0, past + 1 - window) // PAGE_SIZE
         origin = skipped * PAGE_SIZE  # position of the first gathered key
         parts = []
-        for first in range(past, context, CHUNK_ROWS):
-            last = min(first + CHUNK_ROWS, context)  # positions of these rows
+        size = max(16, min(CHUNK_ROWS, CHUNK_SCORES // context // 16 * 16))
+        for first in range(past, context, size):
+            last = min(first + size, context)  # positions of these rows
             lowest = 0 if window is None else max(0, first + 1 - window)
             lowest = max(lowest // PAGE_SIZE * PAGE_SIZE, origin)
             # Without a window only the square of the rows' own keys is partly hidden.

@@ -69,6 +69,7 @@ class Decoder(Executor):
         self._rope = RopeTables(spec.rope, dtype=dtype, device=device)
         self._planner = Planner(
             kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
             windows=(layer.window for layer in weights.layers),
             dtype=dtype,
             device=device,
@@ -142,4 +143,4 @@ class Decoder(Executor):
         padding = self._kernels.padded_rows(len(wanted), self._dtype) - len(wanted)
         index = torch.tensor(wanted + wanted[:1] * padding, device=self.device)
         x = self._kernels.rms_norm(x.index_select(0, index), self._weights.norm, self.spec.norm_eps)
-        return self._weights.head(x)[: len(wanted)].float()
+        return self._weights.head(x)[: len(wanted)].float().contiguous()

@@ -7,12 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferloom.kernels.plan import PAGE_SIZE, Planner, padded_pages
+from inferloom.kernels.plan import GATHER_BYTES, PAGE_SIZE, Planner, padded_pages
 from inferloom.models import batch
 
 
 def planner(*windows: int | None) -> Planner:
-    return Planner(kv_heads=2, windows=windows or (None,), dtype=torch.float32, device=torch.device("cpu"))
+    return Planner(
+        kv_heads=2, head_dim=16, windows=windows or (None,), dtype=torch.float32, device=torch.device("cpu")
+    )
 
 
 def test_the_page_size_is_the_engine_s() -> None:
@@ -73,3 +75,32 @@ def test_a_page_that_is_begun_and_not_filled_is_cleared(
         padded_rows=len(positions),
     )
     assert (None if plan.begun is None else plan.begun.tolist()) == begun
+
+
+def test_long_contexts_are_attended_to_in_smaller_blocks_of_rows() -> None:
+    for context, rows in ((200, 128), (4096, 128), (8192, 64), (60_000, 16)):
+        table = list(range(-(-context // PAGE_SIZE)))
+        chunk = planner().plan(
+            positions=list(range(context - 150, context)),
+            starts=[0, 150],
+            context_lens=[context],
+            page_tables=[table],
+            padded_rows=152,
+        ).windows[None].chunks[0]  # fmt: skip
+        assert [part.stop - part.start for part in chunk.parts][:1] == [rows]
+        assert chunk.parts[-1].stop == 150 and chunk.parts[-1].last == context
+
+
+def test_a_group_is_split_where_its_context_would_outgrow_the_cache() -> None:
+    count, length = 40, 60 * PAGE_SIZE
+    plan = planner().plan(
+        positions=[length - 1] * count,
+        starts=list(range(count + 1)),
+        context_lens=[length] * count,
+        page_tables=[list(range(60))] * count,
+        padded_rows=count,
+    )
+    groups = plan.windows[None].groups
+    page_bytes = 2 * 2 * PAGE_SIZE * 16 * 4
+    assert len(groups) > 1 and sum(group.count for group in groups) == count
+    assert all(group.count * 64 * page_bytes <= GATHER_BYTES for group in groups)

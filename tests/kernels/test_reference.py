@@ -31,6 +31,13 @@ def test_linear(dtype: torch.dtype) -> None:
     assert close(KERNELS.linear(x, weight, None), x.double() @ weight.double().T)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 16, 24, 32, 48, 100])
+def test_linear_in_every_number_of_rows(rows: int, dtype: torch.dtype) -> None:
+    for features in ((48, 160), (160, 48)):
+        x, weight = torch.randn(rows, features[0]).to(dtype), torch.randn(features[1], features[0]).to(dtype)
+        assert close(KERNELS.linear(x, weight, None), x.double() @ weight.double().T)
+
+
 def test_rms_norm(dtype: torch.dtype) -> None:
     x, weight = torch.randn(5, 48).to(dtype), torch.randn(48).to(dtype)
     square = (x.double() ** 2).mean(-1, keepdim=True)
@@ -55,7 +62,7 @@ def test_rope_and_write(normed: bool, dtype: torch.dtype) -> None:
     pool = torch.randn(PAGES, 2, 2, 32, 16).to(dtype)
     # Three rows that end a page and begin the next, three that lie within one; two rows of padding.
     positions = [31, 32, 33, 5, 6, 7]
-    plan = Planner(kv_heads=2, windows=[None], dtype=dtype, device=CPU).plan(
+    plan = Planner(kv_heads=2, head_dim=16, windows=[None], dtype=dtype, device=CPU).plan(
         positions=positions, starts=[0, 3, 6], context_lens=[34, 8], page_tables=[[9, 3], [7]], padded_rows=8
     )
     qkv = torch.randn(8, 8 * 16).to(dtype)
@@ -145,7 +152,7 @@ def plan_of(
 ) -> AttentionPlan:
     positions = [p for n, length in zip(counts, lens, strict=True) for p in range(length - n, length)]
     rows = KERNELS.padded_rows(len(positions), dtype)
-    return Planner(kv_heads=2, windows=[window], dtype=dtype, device=CPU).plan(
+    return Planner(kv_heads=2, head_dim=16, windows=[window], dtype=dtype, device=CPU).plan(
         positions=positions, starts=starts, context_lens=lens, page_tables=tables, padded_rows=rows
     )
 

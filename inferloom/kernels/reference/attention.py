@@ -8,44 +8,60 @@ from __future__ import annotations
 
 import torch
 
-from inferloom.kernels.plan import AttentionPlan, DecodeGroup, PrefillChunk
+from inferloom.kernels.plan import PAGE_SIZE, AttentionPlan, DecodeGroup, PrefillChunk
 
 
-def attend(q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None) -> torch.Tensor:
+class Scratch:
+    """Memory that contexts are gathered into, kept between calls: fresh pages of the system would cost more than the copy."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def gather(self, pool: torch.Tensor, blocks: torch.Tensor, matrices: int) -> torch.Tensor:
+        """The blocks of a layer's pool as [2, matrices, keys, head_dim], valid until the next call."""
+        dim = pool.shape[-1]
+        rows, width = blocks.shape[0], PAGE_SIZE * dim
+        buffer = self._buffer
+        if buffer.numel() < rows * width or buffer.dtype != pool.dtype or buffer.device != pool.device:
+            self._buffer = buffer = torch.empty(rows * width, dtype=pool.dtype, device=pool.device)
+        out = buffer[: rows * width].view(rows, width)
+        torch.index_select(pool.view(-1, width), 0, blocks, out=out)
+        return out.view(2, matrices, -1, dim)
+
+
+def attend(
+    q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None, scratch: Scratch
+) -> torch.Tensor:
     """q [rows, heads, head_dim] over pool [pages, 2, kv_heads, 32, head_dim] → [plan.padded_rows, heads · head_dim]."""
     part = plan.windows[window]
     if len(part.groups) == 1 and part.groups[0].rows is None and plan.padded_rows == plan.rows:
-        return _decode(q, pool, part.groups[0])
+        return _decode(q, pool, part.groups[0], scratch)
     out = q.new_zeros(plan.padded_rows, q.shape[1] * q.shape[2])
     for group in part.groups:
         if group.rows is None:
-            out[: plan.rows] = _decode(q, pool, group)
+            out[: plan.rows] = _decode(q, pool, group, scratch)
         else:
-            out.index_copy_(0, group.rows, _decode(q.index_select(0, group.rows), pool, group))
+            out.index_copy_(0, group.rows, _decode(q.index_select(0, group.rows), pool, group, scratch))
     for chunk in part.chunks:
-        _prefill(q, pool, chunk, out)
+        _prefill(q, pool, chunk, out, scratch)
     return out
 
 
-def _gather(pool: torch.Tensor, blocks: torch.Tensor, matrices: int) -> torch.Tensor:
-    """[2, matrices, keys, head_dim]"""
-    dim = pool.shape[-1]
-    return pool.view(-1, 32 * dim).index_select(0, blocks).view(2, matrices, -1, dim)
-
-
-def _decode(q: torch.Tensor, pool: torch.Tensor, group: DecodeGroup) -> torch.Tensor:
+def _decode(q: torch.Tensor, pool: torch.Tensor, group: DecodeGroup, scratch: Scratch) -> torch.Tensor:
     kv_heads, dim = pool.shape[2], pool.shape[4]
     n = group.count
-    keys, values = _gather(pool, group.blocks, n * kv_heads)
+    keys, values = scratch.gather(pool, group.blocks, n * kv_heads)
     # The query heads that share a key-value head are the rows of one matrix: nothing is repeated.
     scores = torch.bmm(q.reshape(n * kv_heads, -1, dim), keys.transpose(1, 2))
     scores.mul_(dim**-0.5).view(n, kv_heads, -1, scores.shape[2]).add_(group.bias)
     return torch.bmm(torch.softmax(scores, dim=-1), values).view(n, -1)
 
 
-def _prefill(q: torch.Tensor, pool: torch.Tensor, chunk: PrefillChunk, out: torch.Tensor) -> None:
+def _prefill(
+    q: torch.Tensor, pool: torch.Tensor, chunk: PrefillChunk, out: torch.Tensor, scratch: Scratch
+) -> None:
     kv_heads, dim = pool.shape[2], pool.shape[4]
-    keys, values = _gather(pool, chunk.blocks, kv_heads)
+    keys, values = scratch.gather(pool, chunk.blocks, kv_heads)
     scale = dim**-0.5
     for part in chunk.parts:
         rows = part.stop - part.start

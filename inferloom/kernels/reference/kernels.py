@@ -7,11 +7,26 @@ import torch.nn.functional as F
 
 from inferloom.kernels.base import HeadShape, Kernels
 from inferloom.kernels.plan import AttentionPlan
-from inferloom.kernels.reference.attention import attend
+from inferloom.kernels.reference.attention import Scratch, attend
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _turned_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Measured with oneDNN 3.12 on AVX-512: 10 to 30 % on these shapes, a loss on others (`benchmarks/executor.py`)."""
+    rows = x.shape[0]
+    if rows > 64:
+        return False
+    if rows > 16:
+        return rows % 16 == 0
+    return rows > 8 and 2 * weight.shape[1] >= 5 * weight.shape[0]
 
 
 class ReferenceKernels(Kernels):
     name = "reference"
+
+    def __init__(self) -> None:
+        self._scratch = Scratch()
 
     def padded_rows(self, rows: int, dtype: torch.dtype) -> int:
         # Found by comparing bits: with fewer than 2 rows of a 16-bit type oneDNN, and with a share of fewer than 4
@@ -22,6 +37,14 @@ class ReferenceKernels(Kernels):
         return max(rows, 2)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if (
+            bias is None
+            and weight.dtype in _HALF
+            and weight.device.type == "cpu"
+            and _turned_is_faster(x, weight)
+        ):
+            # The weights as the left factor: oneDNN repacks the right one on every call.
+            return torch.mm(weight, x.t()).t()
         return F.linear(x, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -55,7 +78,7 @@ class ReferenceKernels(Kernels):
     def paged_attention(
         self, q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None
     ) -> torch.Tensor:
-        return attend(q, pool, plan, window)
+        return attend(q, pool, plan, window, self._scratch)
 
     def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
         if activation == "silu":
