@@ -31,7 +31,7 @@ def codec_of(
 def _stamp(file: Path) -> Stamp | None:
     try:
         found = file.stat()
-    except OSError:  # a template's text that looks like a path, or a file that has just gone
+    except (OSError, ValueError):  # a template's text that looks like a path, or a file that has just gone
         return None
     return str(file), found.st_mtime_ns, found.st_size
 
