@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from engine.driving import Answers, assert_all_pages_free, drive
 from factories.checkpoints import make_checkpoint
 
@@ -17,14 +16,6 @@ from inferloom.models.batch import Executor
 from inferloom.models.loader import load
 
 REQUESTS = 500
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import torch
 from engine.driving import Answers, assert_all_pages_free, drive
 from factories.checkpoints import make_checkpoint
 
@@ -63,16 +61,13 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     checkpoint = make_checkpoint(
         tmp_path_factory.mktemp("models") / "llama", "llama", hidden_size=32, layers=1
     )
     executor = load(checkpoint, dtype="float32", activation_dtype="float32")
     assert isinstance(executor, Executor)
-    yield House(checkpoint, TextCodec.load(checkpoint), executor)
-    torch.set_num_threads(threads)
+    return House(checkpoint, TextCodec.load(checkpoint), executor)
 
 
 def random_schema(rng: random.Random, *, depth: int = 0) -> dict[str, Any]:
