@@ -197,7 +197,7 @@ async def test_weights_replaced_by_rename_leave_the_worker_alone(
     runner = await loaded(pool, checkpoint)
     before = [chunk.token_ids for chunk in await read(await runner.execute(greedy()))]
     other = make_checkpoint(tmp_path / "other", "llama", seed=1)
-    Path(other.weights[0]).replace(checkpoint.weights[0])
+    await asyncio.to_thread(os.replace, other.weights[0], checkpoint.weights[0])
     await runner.flush()
     assert [chunk.token_ids for chunk in await read(await runner.execute(greedy()))] == before
     await runner.close()
