@@ -152,7 +152,9 @@ class LocalRunner(ModelRunner):
         except BaseException:
             await self._end_process()
             raise
-        assert self._process is not None
+        process = self._process
+        if process is None or not process.alive:  # after it was ready, while the tokenizer was being read
+            raise LoadFailed(self._died().message)
         self._codec = codec
         self._ends = codec.eos_token_ids
         self._card = msgspec.structs.replace(ready.card, has_chat_template=codec.has_chat_template)
@@ -160,7 +162,7 @@ class LocalRunner(ModelRunner):
             card=self._card,
             seconds=time.monotonic() - begun,
             stages={"prepare": prepared - begun, **ready.stages},
-            pid=self._process.pid,
+            pid=process.pid,
         )
 
     async def rebuild_session(self, cause: SessionRebuildCause) -> None:

@@ -261,6 +261,24 @@ async def test_a_worker_that_dies_while_loading_fails_the_load(pool: WorkerPool)
         await load
 
 
+async def test_a_worker_that_dies_while_the_tokenizer_is_read_fails_the_load(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = LocalRunner(ModelConfig(name="m", driver=DriverConfig(type="dummy")), pool)
+    start = runner._start
+
+    async def killed(*arguments: Any) -> Any:
+        result = await start(*arguments)
+        assert runner._process is not None
+        runner._process.kill()
+        await runner._process.exit
+        return result
+
+    monkeypatch.setattr(runner, "_start", killed)
+    with pytest.raises(LoadFailed, match="SIGKILL"):
+        await runner.load_weights(None, WeightSource(source=""))
+
+
 async def test_the_progress_of_a_load_is_relayed(pool: WorkerPool) -> None:
     seen: list[LoadProgress] = []
     config = ModelConfig(name="m", driver=DriverConfig(type="dummy", options={"load_secs": 0.1}))

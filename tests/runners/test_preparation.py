@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvloop
 from worker_driving import becomes
 
 from inferloom.errors import SourceError
@@ -17,6 +18,11 @@ from inferloom.worker.lineage import children
 async def test_the_reason_of_a_failure_keeps_its_class(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         await preparation.prepare(WeightSource(source=str(tmp_path / "nothing")), progress=None)
+
+
+def test_it_works_in_the_servers_event_loop_too(tmp_path: Path) -> None:
+    with pytest.raises(SourceError), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(preparation.prepare(WeightSource(source=str(tmp_path / "nothing")), progress=None))
 
 
 async def test_progress_is_relayed_and_a_process_without_a_result_is_a_failed_load(
