@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -52,11 +52,12 @@ def build_app(catalog: Catalog, config: Config, *, limits: Limits | None = None)
     Starting and closing the catalog is the caller's business.
     """
     service = Service(catalog, config, limits=limits or Limits())
+    endpoints = {(method, path): Endpoint(service, handler, name=path) for method, path, handler in HANDLERS}
     routes: list[BaseRoute] = [
-        Route(path, Endpoint(service, handler, name=path), methods=[method])
-        for method, path, handler in HANDLERS
+        Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()
     ]
-    middleware = [Middleware(Edge, service=service, access=Access.from_config(config.server))]
+    access = Access.from_config(config.server)
+    middleware = [Middleware(Edge, service=service, access=access, direct=endpoints)]
     if config.server.cors_origins:
         middleware.insert(
             0,
@@ -130,8 +131,17 @@ async def http_error(request: Request, exception: Exception) -> ASGIApp:
 class Edge:
     """Around every request: its call, who may ask, what is counted, and the access log."""
 
-    def __init__(self, app: ASGIApp, *, service: Service, access: Access) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        service: Service,
+        access: Access,
+        direct: Mapping[tuple[str, str], ASGIApp],
+    ) -> None:
+        """`direct`: endpoints by method and path. What is found there need not ask the router of `app`."""
         self._app = app
+        self._direct = direct
         self._service = service
         self._access = access
         self._log = service.config.server.access_log
@@ -142,7 +152,7 @@ class Edge:
             return
         call = scope["inferloom.call"] = Call(scope, receive, send)
         metrics = self._service.metrics
-        metrics.in_flight.inc()
+        metrics.in_flight += 1
         try:
             peer = scope.get("client")
             refusal = self._access.refusal(
@@ -151,9 +161,10 @@ class Edge:
             if refusal is not None:
                 await call.error(refusal)
             else:
-                await self._app(scope, receive, send)
+                app = self._direct.get((scope["method"], scope["path"]), self._app)
+                await app(scope, receive, send)
         finally:
-            metrics.in_flight.dec()
+            metrics.in_flight -= 1
             metrics.request(
                 endpoint=call.endpoint,
                 status=call.status,

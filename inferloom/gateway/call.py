@@ -38,7 +38,6 @@ class Call:
 
     __slots__ = (
         "begun",
-        "body_bytes",
         "endpoint",
         "error_code",
         "model",
@@ -61,13 +60,6 @@ class Call:
         self.endpoint = "other"
         self.model = ""
         self.error_code: str | None = None
-        self.body_bytes = 0
-
-    def header(self, name: bytes) -> bytes | None:
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return bytes(value)
-        return None
 
     # reading
     async def body(self) -> bytes:
@@ -92,7 +84,6 @@ class Call:
             body = b"".join(parts)
         if len(body) > MAX_BODY:
             raise _too_large()
-        self.body_bytes = len(body)
         if not body:
             raise InvalidRequest("The body is empty: send a JSON object.", code="invalid_json")
         return body

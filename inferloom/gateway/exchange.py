@@ -89,6 +89,9 @@ class Exchange:
     def settle(self) -> None:
         """Nothing more is waited for: neither the client's leaving nor the run. Before the last bytes are sent."""
         self._watcher.cancel()
+        if self.comment is not None and not self.call.started:
+            self.comment.cancel()  # it has not begun, and what follows is no stream
+            self.comment = None
         if self.handle is not None and not self.handle.finished:
             self.handle.cancel()
 

@@ -24,5 +24,5 @@ async def ready(service: Service, call: Call) -> None:
 
 
 async def metrics(service: Service, call: Call) -> None:
-    service.metrics.waiting.set(service.admission.waiting)
+    service.metrics.waiting = service.admission.waiting
     await call.reply(service.metrics.text(), content_type=_PROMETHEUS)

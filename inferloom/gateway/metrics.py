@@ -68,8 +68,14 @@ class Metrics:
             "inferloom_requests_cancelled", "Requests whose client left.", ["model"], registry=registry
         )
         self._errors = Counter("inferloom_errors", "Errors answered.", ["code", "model"], registry=registry)
-        self.in_flight = Gauge("inferloom_requests_in_flight", "Requests being answered.", registry=registry)
-        self.waiting = Gauge("inferloom_requests_waiting", "Requests in line for a place.", registry=registry)
+        self.in_flight = 0  # requests being answered
+        self.waiting = 0  # requests in line for a place
+        Gauge("inferloom_requests_in_flight", "Requests being answered.", registry=registry).set_function(
+            lambda: self.in_flight
+        )
+        Gauge("inferloom_requests_waiting", "Requests in line for a place.", registry=registry).set_function(
+            lambda: self.waiting
+        )
         registry.register(_Models(models))
         self._request_children: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
         self._model_children: dict[str, tuple[Histogram, Histogram, Counter, Counter, Counter]] = {}

@@ -53,7 +53,12 @@ class Service:
     def refuse_other_kind(
         self, entry: Entry, wanted: ModelKind, *, runner: ModelRunner | None = None
     ) -> None:
-        """Raise where the model is known to do something else, naming the served models that can do it."""
+        """Raise where the model is known to do something else, naming the served models that can do it.
+
+        Without its `runner`, an unloaded model is judged by the card of its last load, so as not to load it for that.
+        """
+        if runner is None and entry.runner is not None:
+            return  # it is loaded: the lease will tell
         card = runner.card() if runner is not None else self.catalog.status(entry.id).card
         if card is None or card.kind == wanted:
             return

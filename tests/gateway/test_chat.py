@@ -466,3 +466,11 @@ async def test_a_model_whose_kind_is_learnt_by_loading_it_is_refused_too(gateway
     with pytest.raises(openai.BadRequestError, match="makes embeddings"):
         await chat(gateway, model="vectors")
     assert gateway.catalog.leases == 0
+
+
+async def test_an_unloaded_model_is_not_loaded_only_to_be_refused(gateway):
+    entry = gateway.catalog.entries()[1]
+    entry.runner = None
+    with pytest.raises(openai.BadRequestError, match="talker can"):
+        await chat(gateway, model="vectors")
+    assert gateway.catalog.deadlines == []
