@@ -9,10 +9,13 @@ checkpoint in Hugging Face's layout; without it, one of the shape with random we
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in a worker: idle threads give their core away soon
 
 import torch
 from checkpoints import make_qwen3_06b_shape, make_smollm2_shape
