@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -54,7 +55,13 @@ def compare(model: str, names: list[str], *, repeats: int, threads: int) -> str:
     draw = random.Random(0)
     for repeat in range(repeats + 1):  # the first round warms up
         for contender in contenders:
-            for measure, rate in measured(contender, draw).items():
+            began = time.perf_counter()
+            found = measured(contender, draw)
+            print(
+                f"{model}: {contender.name}, round {repeat}: {time.perf_counter() - began:.0f} s",
+                file=sys.stderr,
+            )
+            for measure, rate in found.items():
                 if repeat:
                     rates.setdefault((contender.name, measure), []).append(rate)
     for contender in contenders:

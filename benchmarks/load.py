@@ -129,14 +129,11 @@ async def measure(
     ]
     await asyncio.gather(*(protocol.closed for _, protocol in opened))
     seconds = time.perf_counter() - began
-    made = min(
-        run.frames, len(run.latencies) * tokens
-    )  # the frames around the tokens (role, finish) are not counted
     return {
         "requests": len(run.latencies),
-        "tokens": made,
+        "frames": run.frames,
         "requests_per_second": len(run.latencies) / seconds,
-        "tokens_per_second": made / seconds,
+        "frames_per_second": run.frames / seconds,
         "p50_ms": percentile(run.latencies, 0.50) * 1e3,
         "p99_ms": percentile(run.latencies, 0.99) * 1e3,
         "first_p50_ms": percentile(run.first_frames, 0.5) * 1e3 if run.first_frames else 0.0,
