@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -17,8 +18,32 @@ _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
-# a model's name, its state, its status word, and bytes of its weights and KV pages where it is loaded
-ModelRow = tuple[str, str, str, int, int]
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is shown of one model; the engine's figures are as of its last report."""
+
+    model: str
+    state: str
+    loaded: bool
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    running: int = 0
+    waiting: int = 0
+    pages_total: int = 0
+    pages_free: int = 0
+    pages_cached: int = 0
+
+
+_GAUGES = {
+    "loaded": ("inferloom_model_loaded", "Whether a model is loaded."),
+    "weight_bytes": ("inferloom_model_weight_bytes", "Bytes of a loaded model's weights."),
+    "kv_bytes": ("inferloom_model_kv_bytes", "Bytes of a loaded model's KV pages."),
+    "running": ("inferloom_engine_sequences_running", "Sequences in the engine's batch."),
+    "waiting": ("inferloom_engine_sequences_waiting", "Sequences that wait for the engine."),
+    "pages_total": ("inferloom_engine_kv_pages", "KV pages of the engine."),
+    "pages_free": ("inferloom_engine_kv_pages_free", "KV pages that hold nothing."),
+    "pages_cached": ("inferloom_engine_kv_pages_cached", "KV pages that the prefix cache alone holds."),
+}
 
 
 class Metrics:
@@ -133,19 +158,15 @@ class _Models(Collector):
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
+        rows = list(self._models())
         state = GaugeMetricFamily(
             "inferloom_model_state", "1 for the state a model is in.", labels=["model", "state"]
         )
-        loaded = GaugeMetricFamily("inferloom_model_loaded", "Whether a model is loaded.", labels=["model"])
-        weights = GaugeMetricFamily(
-            "inferloom_model_weight_bytes", "Bytes of a loaded model's weights.", labels=["model"]
-        )
-        kv = GaugeMetricFamily(
-            "inferloom_model_kv_bytes", "Bytes of a loaded model's KV pages.", labels=["model"]
-        )
-        for model, state_name, word, weight_bytes, kv_bytes in self._models():
-            state.add_metric([model, state_name], 1)
-            loaded.add_metric([model], float(word == "loaded"))
-            weights.add_metric([model], weight_bytes)
-            kv.add_metric([model], kv_bytes)
-        yield from (state, loaded, weights, kv)
+        for row in rows:
+            state.add_metric([row.model, row.state], 1)
+        yield state
+        for field, (name, meaning) in _GAUGES.items():
+            gauge = GaugeMetricFamily(name, meaning, labels=["model"])
+            for row in rows:
+                gauge.add_metric([row.model], float(getattr(row, field)))
+            yield gauge

@@ -6,6 +6,8 @@ import time
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from inferloom.config.schema import Config
 from inferloom.errors import InvalidRequest
 from inferloom.gateway.admission import Admission
@@ -14,6 +16,7 @@ from inferloom.gateway.exchange import Exchanges, Limits
 from inferloom.gateway.metrics import Metrics, ModelRow
 from inferloom.runners.base import ModelRunner
 from inferloom.types import ModelKind
+from inferloom.worker.messages.replies import Stats
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog, Entry
@@ -85,17 +88,21 @@ class Service:
         return bool(self._starting)
 
     def _model_rows(self) -> list[ModelRow]:
-        rows: list[ModelRow] = []
-        for entry in self.catalog.entries():
-            status = self.catalog.status(entry.id)
-            card = status.card if status.word == "loaded" else None
-            rows.append(
-                (
-                    entry.id,
-                    str(status.state),
-                    status.word,
-                    card.weight_bytes if card else 0,
-                    card.kv_bytes if card else 0,
-                )
-            )
-        return rows
+        return [self._model_row(entry) for entry in self.catalog.entries()]
+
+    def _model_row(self, entry: Entry) -> ModelRow:
+        status = self.catalog.status(entry.id)
+        row = ModelRow(model=entry.id, state=str(status.state), loaded=status.word == "loaded")
+        if not row.loaded or status.card is None:
+            return row
+        stats = getattr(entry.runner, "stats", None) or Stats(0)  # runners without an engine have none
+        return msgspec.structs.replace(
+            row,
+            weight_bytes=status.card.weight_bytes,
+            kv_bytes=status.card.kv_bytes,
+            running=stats.running,
+            waiting=stats.waiting,
+            pages_total=stats.pages_total,
+            pages_free=stats.pages_free,
+            pages_cached=stats.pages_cached,
+        )
