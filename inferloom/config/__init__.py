@@ -1,0 +1,1 @@
+"""The configuration: its schema, loading, editing and migration."""

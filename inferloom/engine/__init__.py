@@ -1,0 +1,1 @@
+"""Inside a worker: contexts, KV pages, prefix cache, scheduler, sampling, grammars."""

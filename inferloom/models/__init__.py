@@ -1,0 +1,1 @@
+"""Executors: one decoder and one encoder, steered by specs that are read from a checkpoint's configuration."""

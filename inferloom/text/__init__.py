@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizers, chat templates, incremental detokenizing, parsers of tool calls and reasoning."""

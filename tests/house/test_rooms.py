@@ -72,7 +72,7 @@ def test_no_test_is_passed_over() -> None:
 
 
 def test_every_room_of_the_tests_is_a_room_of_the_package() -> None:
-    own = {"factories", "house", "docs", "benchmarks"}
+    own = {"factories", "house", "docs", "system"}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()} | own
     found = {
         path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))
