@@ -23,6 +23,7 @@ import msgspec
 from inferloom.config.home import cache_dir
 from inferloom.errors import InvalidFormat, LoadFailed, SourceError, SourceNotFound
 from inferloom.sources.lock import exclusive
+from inferloom.sources.table import SHORT_NAMES
 from inferloom.types import LoadProgress
 
 if TYPE_CHECKING:  # importing it costs numpy, and looking things up must not
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # importing it costs numpy, and looking things up must not
 Progress = Callable[[LoadProgress], None]
 
 # Raise it when a conversion comes out differently: older folders are then rebuilt.
-VERSION = 1
+VERSION = 2
 
 _MANIFEST = "inferloom.json"
 _WEIGHTS = "model.safetensors"
@@ -238,7 +239,8 @@ def _write(files: list[GgufFile], work: Path, name: str, digest: str, progress: 
         size = file.tell()
     tokenizer.save(str(work / "tokenizer.json"))
     _json(work / "config.json", config)
-    _json(work / "generation_config.json", gguf_config.generation_config_of(metadata))
+    advised = next((row.sampling for row in SHORT_NAMES.values() if row.sha256 == digest), {})
+    _json(work / "generation_config.json", {**advised, **gguf_config.generation_config_of(metadata)})
     _json(work / "tokenizer_config.json", tokenizer_config)
     for path in work.iterdir():
         _sync(path)

@@ -24,6 +24,7 @@ class ShortName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     system_prompt: str | None = None  # used when a request brings none
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     sha256: str | None = None  # of the GGUF file, or of the folder's model.safetensors
+    sampling: dict[str, float] = {}  # what the model's card recommends, where its file does not say
     gated: bool = False  # the hub asks for the licence to be accepted, and for HF_TOKEN
     runs: bool = True
     note: str = ""
@@ -62,6 +63,7 @@ _STARTERS = (
         licence="Apache-2.0",
         system_prompt="You are a concise assistant. Answer in one short sentence.",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
     ShortName(
         name="minilm",

@@ -68,6 +68,11 @@ def test_the_starters_are_found_where_they_were_prepared(
     assert (Path(minilm_checkpoint.folder) / "1_Pooling" / "config.json").is_file()
 
 
+def test_the_starter_samples_as_its_card_recommends(smollm2_checkpoint: Checkpoint) -> None:
+    advised = json.loads((Path(smollm2_checkpoint.folder) / "generation_config.json").read_text())
+    assert (advised["temperature"], advised["top_p"]) == (0.2, 0.9)
+
+
 def test_looking_imports_nothing_heavy(smollm2_checkpoint: Checkpoint) -> None:
     program = (
         "import sys; from inferloom.formats.prepare import locate; assert locate('smollm2'); locate('owner/nothing')\n"
