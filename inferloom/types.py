@@ -88,7 +88,9 @@ class ExecuteBatch(msgspec.Struct, kw_only=True):
     token_ids: list[int] | None = None
     sampling: Sampling = Sampling()
     n: int = 1
-    max_tokens: int | None = None  # None: the context that is left (chat) or 16 (completions), decided at the edge
+    max_tokens: int | None = (
+        None  # None: the context that is left (chat) or 16 (completions), decided at the edge
+    )
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -96,6 +98,7 @@ class ExecuteBatch(msgspec.Struct, kw_only=True):
     logprobs: int | None = None  # None: none; 0: the chosen token's; k: also the k best
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice(mode="auto")
+    parallel_tool_calls: bool = True  # an answer may hold several calls
     constraint: Constraint | None = None
     chat_template_kwargs: dict[str, Any] = {}
     deadline: float | None = None  # time.monotonic() seconds

@@ -59,6 +59,7 @@ def _batch(request: ChatRequest, entry: Entry, call: Call, form: ChatForm) -> Ex
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         tools=tools,
         tool_choice=choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
         constraint=wire.constraint(request),
         chat_template_kwargs=request.chat_template_kwargs or {},
         user=request.user,

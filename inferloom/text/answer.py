@@ -139,7 +139,11 @@ class AnswerPlan:
             _check_response(response.value)
         if self._tools or batch.tool_choice.mode in ("required", "function"):
             return self._codec.tool_format.constraint(
-                self._tools, batch.tool_choice, thinking=self._thinking, response=response
+                self._tools,
+                batch.tool_choice,
+                thinking=self._thinking,
+                parallel=batch.parallel_tool_calls,
+                response=response,
             )
         if response is None:
             return None

@@ -185,6 +185,12 @@ async def test_tool_choices(gateway, choice, mode, name):
     assert (batch.tool_choice.mode, batch.tool_choice.name) == (mode, name)
 
 
+@pytest.mark.parametrize("fields, several", [({}, True), ({"parallel_tool_calls": False}, False)])
+async def test_the_number_of_calls_can_be_limited_to_one(gateway, fields, several):
+    assert (await post(gateway, tools=[WEATHER], **fields)).status_code == 200
+    assert gateway.talker.batches[0].parallel_tool_calls is several
+
+
 async def test_allowed_tools_narrow_the_tools(gateway):
     other = {"type": "function", "function": {"name": "time", "description": "now", "strict": True}}
     allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "time"}}]}
@@ -379,7 +385,6 @@ async def test_a_wrong_field_is_named(gateway, fields, param):
         ({"functions": []}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"tokenizer_config": {"pad_token": "<pad>"}}, "tokenizer_config"),
-        ({"tools": [WEATHER], "parallel_tool_calls": False}, "parallel_tool_calls"),
     ],
 )
 async def test_what_would_change_the_answer_if_ignored_is_refused(gateway, fields, param):
@@ -404,7 +409,6 @@ async def test_fields_that_change_nothing_are_named_in_a_header(gateway):
         store=True,
         metadata={"a": "b"},
         reasoning_effort="low",
-        parallel_tool_calls=True,
         frobnicate=1,
         stream_options=None,
         messages=[USER | {"cache_control": {}}, USER | {"cache_control": {}}],
@@ -417,7 +421,6 @@ async def test_fields_that_change_nothing_are_named_in_a_header(gateway):
         "store",
         "metadata",
         "reasoning_effort",
-        "parallel_tool_calls",
         "frobnicate",
         "messages[].cache_control",
         "?",

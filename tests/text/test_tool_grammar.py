@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import llguidance.numpy
@@ -170,6 +170,23 @@ def test_with_required_whatever_ends_is_valid_calls_and_nothing_else(
         names |= {call for call, _ in calls}
     assert ended >= 15
     assert names == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "sentencepiece"])
+@pytest.mark.parametrize("mode", ["required", "auto"])
+def test_without_parallel_calls_there_is_one_at_most(
+    name: str, mode: Literal["required", "auto"], walkers: dict[str, Walker]
+) -> None:
+    walker, counts = walkers[name], []
+    choice = ToolChoice(mode=mode)
+    plan = plan_of(walker, tools=tuple(TOOLS), tool_choice=choice, parallel_tool_calls=False)
+    assert plan.constraint is not None
+    for seed in range(15):
+        ids = walker.walk(plan.constraint, seed=seed, wanted=wanted(walker))
+        if ids is not None:
+            counts.append(len(read(plan, ids)[2]))
+    assert counts
+    assert set(counts) <= ({1} if mode == "required" else {0, 1})
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, "sentencepiece"])

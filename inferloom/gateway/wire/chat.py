@@ -144,12 +144,6 @@ def refuse_unsupported(request: ChatRequest) -> None:
             raise Unsupported(f"`{field}`", why, param=field)
     if request.modalities is not None and request.modalities != ["text"]:
         raise Unsupported("`modalities`", 'only ["text"] can be asked for', param="modalities")
-    if request.parallel_tool_calls is False and request.tools:
-        raise Unsupported(
-            "`parallel_tool_calls: false`",
-            "the number of calls in one answer is not limited by this server; leave the field out",
-            param="parallel_tool_calls",
-        )
 
 
 def max_tokens(request: ChatRequest) -> int | None:

@@ -52,7 +52,6 @@ IGNORED = (
     "safety_identifier",
     "reasoning_effort",
     "verbosity",
-    "parallel_tool_calls",
 )
 
 
