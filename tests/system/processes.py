@@ -89,7 +89,8 @@ def gateway_of(served: Served) -> Process:
 
 
 def worker_of(served: Served, weights: Path) -> Process:
-    """The worker that maps weights at or below this path."""
+    """The worker that maps weights at or below this path. (One that computes in another type than that of its
+    weights has a copy of them, and does not map them.)"""
     found = [child for child in gateway_of(served).children if child.maps(weights)]
     assert len(found) == 1, f"{len(found)} workers map {weights}"
     return found[0]
