@@ -7,6 +7,7 @@ progress, at last the checkpoint or the error. The gateway uses it, so that no c
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -166,17 +167,32 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     def say(line: object) -> None:
-        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise _NobodyListens from None
 
     try:
-        checkpoint = prepare(given.source, tokenizer=given.tokenizer, progress=_thinned(say))
+        return _prepare(given.source, given.tokenizer, say)
+    except _NobodyListens:  # whoever asked was ended: so is this
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        return 1
+
+
+class _NobodyListens(BaseException):
+    """Standard output was closed. Not an `Exception`: it passes what turns those into sentences."""
+
+
+def _prepare(source: str, tokenizer: str | None, say: Callable[[Any], None]) -> int:
+    try:
+        checkpoint = prepare(source, tokenizer=tokenizer, progress=_thinned(say))
     except InferloomError as error:
         say({"error": {"code": error.code, "message": error.message}})
         return 1
     except Exception as error:
         traceback.print_exc()
-        message = f"{given.source} could not be made ready: {type(error).__name__}: {error}"
+        message = f"{source} could not be made ready: {type(error).__name__}: {error}"
         say({"error": {"code": LoadFailed.code, "message": message}})
         return 1
     say({"checkpoint": checkpoint})

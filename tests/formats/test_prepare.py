@@ -82,6 +82,19 @@ def test_looking_imports_nothing_heavy(smollm2_checkpoint: Checkpoint) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_reader_that_leaves_ends_the_work_without_a_word(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inferloom.formats.prepare", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, b"")
+
+
 # --- folders and files ----------------------------------------------------------------------------------------------
 
 
