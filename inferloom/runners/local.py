@@ -206,15 +206,10 @@ class LocalRunner(ModelRunner):
             self._ready = self._progress = None
 
     async def _load_codec(self, checkpoint: Checkpoint | None) -> TextCodec:
-        model = self._model
+        explicit, template = self._model.jinja_explicit, self._model.chat_template
         if checkpoint is None:
-            return TextCodec.for_bytes()
-        return await asyncio.to_thread(
-            codec_of,
-            checkpoint,
-            chat_template=model.chat_template,
-            jinja_explicit=model.jinja_explicit,
-        )
+            return TextCodec.for_bytes(chat_template=template, jinja_explicit=explicit)
+        return await asyncio.to_thread(codec_of, checkpoint, chat_template=template, jinja_explicit=explicit)
 
     def _native_job(self, checkpoint: Checkpoint | None, ctx: DeviceContext | None) -> WorkerJob:
         devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)

@@ -18,6 +18,7 @@ from inferloom.text.chat_template import ChatTemplate
 from inferloom.text.detokenizer import Detokenizer, DetokenizerFactory, byte_level_alphabet
 from inferloom.text.messages import is_ordinary, message_dicts, tool_dict
 from inferloom.text.reasoning import ReasoningFormat
+from inferloom.text.segments import Segments
 from inferloom.text.tokenizer_files import GenerationDefaults, TokenizerFiles, read_template
 from inferloom.text.tool_grammar import Marks, answer_grammar, thought_rule
 from inferloom.text.tools import ToolFormat
@@ -68,6 +69,7 @@ class TextCodec:
             text = None if token_id is None else tokenizer.id_to_token(token_id)
             if text is not None:
                 self._special_tokens.setdefault(key, text)
+        self._segments = Segments(tokenizer)
         self._detokenizers = DetokenizerFactory(tokenizer)
         written = "\n".join(templates.values())
         self.reasoning = ReasoningFormat.detect(written, tokenizer)
@@ -86,15 +88,10 @@ class TextCodec:
         model_folder = Path(checkpoint.folder)
         folder = Path(checkpoint.tokenizer_folder) if checkpoint.tokenizer_folder else model_folder
         files = TokenizerFiles(folder, model_folder=model_folder)
-        if jinja_explicit is not None:
-            templates = {"default": read_template(jinja_explicit, key="jinja_explicit")}
-        elif chat_template is not None:
-            templates = {"default": read_template(chat_template, key="chat_template")}
-        else:
-            templates = files.chat_templates()
+        own = _operators_template(chat_template, jinja_explicit)
         return cls(
             files.tokenizer(),
-            templates=templates,
+            templates=files.chat_templates() if own is None else {"default": own},
             special_tokens=files.special_tokens(),
             add_bos=files.flag("add_bos_token"),
             add_eos=files.flag("add_eos_token"),
@@ -104,8 +101,9 @@ class TextCodec:
         )
 
     @classmethod
-    def for_bytes(cls) -> TextCodec:
-        """A tokenizer that needs no file: token ids 0 … 255 are bytes, then ChatML's three special tokens."""
+    def for_bytes(cls, *, chat_template: str | None = None, jinja_explicit: str | None = None) -> TextCodec:
+        """A tokenizer that needs no file: token ids 0 … 255 are bytes, then ChatML's three special tokens. The
+        template is ChatML's too, unless there is another (as in `load`)."""
         vocabulary = byte_level_alphabet()
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -113,7 +111,9 @@ class TextCodec:
         tokenizer.add_special_tokens(
             [AddedToken(text, special=True) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
         )
-        return cls(tokenizer, templates={"default": CHATML}, special_tokens={"eos_token": "<|im_end|>"})
+        own = _operators_template(chat_template, jinja_explicit)
+        templates = {"default": CHATML if own is None else own}
+        return cls(tokenizer, templates=templates, special_tokens={"eos_token": "<|im_end|>"})
 
     # --- tokens -----------------------------------------------------------------------------------------------------
 
@@ -136,7 +136,10 @@ class TextCodec:
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a rendered chat: its special tokens are parsed and nothing is added, as the template is
         what says how a prompt begins."""
-        return self.encode(text, add_special_tokens=False)
+        try:
+            return self._segments.encode(text)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise _unencodable(text) from error
 
     def _frame(self, ids: list[int]) -> list[int]:
         bos, eos = self.bos_token_id, self._eos_id
@@ -233,6 +236,13 @@ class TextCodec:
             "or use /v1/completions",
             param="messages",
         )
+
+
+def _operators_template(chat_template: str | None, jinja_explicit: str | None) -> str | None:
+    """The template of the configuration, if it has one."""
+    if jinja_explicit is not None:
+        return read_template(jinja_explicit, key="jinja_explicit")
+    return None if chat_template is None else read_template(chat_template, key="chat_template")
 
 
 def _unencodable(*texts: str) -> InvalidRequest:

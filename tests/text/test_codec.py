@@ -39,6 +39,11 @@ def test_the_built_in_tokenizer_is_bytes_and_chatml() -> None:
     assert codec.eos_token_ids == {258}
 
 
+def test_the_built_in_tokenizer_takes_the_operators_template() -> None:
+    codec = TextCodec.for_bytes(chat_template="{{ messages[0]['content'] }}!")
+    assert codec.render_chat([ChatMessage(role="user", content="Hello")]) == "Hello!"
+
+
 def test_lone_surrogates_and_impossible_ids_are_refused_with_a_sentence() -> None:
     codec = TextCodec.for_bytes()
     with pytest.raises(InvalidRequest, match="lone surrogate"):
