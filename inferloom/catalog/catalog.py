@@ -165,7 +165,7 @@ class Catalog:
         for task in loads:
             task.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
-        await asyncio.gather(*(entry.unload(force=True, drain_secs=0.0) for entry in self.entries()))
+        await asyncio.gather(*(entry.close() for entry in self.entries()))
 
     async def _preload(self, entry: Entry) -> None:
         try:

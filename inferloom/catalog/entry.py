@@ -54,11 +54,13 @@ class Entry:
         self._loads = 0
         self._flight: asyncio.Task[None] | None = None  # the load in progress
         self._wanted_by = 0  # who waits for that load
+        self._called_off: asyncio.Task[None] | None = None  # the last load that was cancelled
         self._stopped: asyncio.Task[None] | None = None  # the last load that an unload stopped
         self._leaving: asyncio.Task[None] | None = None  # the unload in progress
         self._idle = asyncio.Event()
         self._idle.set()
         self._force = asyncio.Event()
+        self._closed = False
 
     # --- what is known ----------------------------------------------------------------------------------------------
 
@@ -136,6 +138,8 @@ class Entry:
 
     async def _become_ready(self, *, paced: bool) -> None:
         """Take part in what leads to a loaded model; may return before it is one."""
+        if self._closed:
+            raise ModelUnavailable("the server is shutting down", retry_after=5.0)
         if self._leaving is not None:
             await asyncio.shield(self._leaving)
             return
@@ -160,12 +164,18 @@ class Entry:
             if flight is self._flight:
                 self._wanted_by -= 1
                 if not self._wanted_by and not flight.done():
-                    flight.cancel()  # the last one who waited has left
+                    self._call_off(flight)  # the last one who waited has left
 
     def _take_off(self) -> None:
         self._flight = asyncio.create_task(self._load(), name=f"load {self.id}")
         self._flight.add_done_callback(self._land)
         self._wanted_by = 0
+
+    def _call_off(self, flight: asyncio.Task[None]) -> None:
+        """Once: a second cancellation would interrupt the load's own clearing up."""
+        if flight is not self._called_off:
+            self._called_off = flight
+            flight.cancel()
 
     def _land(self, flight: asyncio.Task[None]) -> None:
         self._flight = self._progress = None
@@ -237,7 +247,7 @@ class Entry:
             return  # an unload is on its way and will find it gone
         self._runner = None
         self._fail(error)
-        if self._failures == 1:
+        if self._failures == 1 and not self._closed:
             # the one retry at once: nobody has to ask for it
             self._take_off()
             self._wanted_by = 1
@@ -258,12 +268,17 @@ class Entry:
             self._leaving = asyncio.create_task(self._leave(drain_secs), name=f"unload {self.id}")
         await asyncio.shield(self._leaving)
 
+    async def close(self) -> None:
+        """Unload at once and for good: whoever still waits is told, and nothing is loaded any more."""
+        self._closed = True
+        await self.unload(force=True, drain_secs=0.0)
+
     async def _leave(self, drain_secs: float) -> None:
         try:
             flight = self._flight
             if flight is not None:
                 self._stopped = flight
-                flight.cancel()
+                self._call_off(flight)
                 await asyncio.wait({flight})
             if self.state is State.READY:
                 self._go(State.DRAINING)

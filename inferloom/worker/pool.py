@@ -134,7 +134,7 @@ class WorkerPool:
         try:
             await worker.open(gateway_end, stderr=reading)
         except BaseException:
-            worker.kill()
+            await worker.end()
             raise
         worker.send_job(job)
         return worker

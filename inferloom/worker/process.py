@@ -84,10 +84,18 @@ class WorkerProcess(asyncio.Protocol):
     async def open(self, sock: socket.socket, *, stderr: int) -> None:
         """Start to watch: the process's end, its stderr, its socket. Takes over both descriptors."""
         loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(
-            self.pid
-        )  # no reuse of the number: we are the parent and have not reaped it
         self._stderr = stderr
+        try:
+            # no reuse of the number: we are the parent and have not reaped it
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:  # no descriptor is left: a process that cannot be watched must not live
+            sock.close()
+            os.kill(self.pid, signal.SIGKILL)
+            result = os.waitid(os.P_PID, self.pid, os.WEXITED)  # noqa: ASYNC222 - it was killed: at once
+            assert result is not None
+            self._exit = Exit.of(result)
+            self._conclude()
+            raise
         os.set_blocking(stderr, False)
         loop.add_reader(stderr, self._read_stderr)
         loop.add_reader(self._pidfd, self._reap)
@@ -114,16 +122,29 @@ class WorkerProcess(asyncio.Protocol):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def stop(self, *, grace: float = 2.0) -> Exit:
-        """Ask the process to end, kill it after `grace` seconds, and wait until it is gone."""
+        """Ask the process to end, kill it after `grace` seconds, and wait until it is gone.
+
+        A cancellation takes the grace away and is raised once the process is gone: nobody may believe that its memory
+        is free while it is not.
+        """
         self.send(Stop())
         try:
-            return await asyncio.wait_for(asyncio.shield(self.exit), grace)
-        except TimeoutError:
-            self.kill()
-            return await asyncio.shield(self.exit)
-        except asyncio.CancelledError:
-            self.kill()
-            raise
+            await asyncio.wait({self.exit}, timeout=grace)
+        finally:
+            await self.end()
+        return self.exit.result()
+
+    async def end(self) -> None:
+        """Kill the process and wait until it is gone, however often the wait is cancelled."""
+        self.kill()
+        cancelled: asyncio.CancelledError | None = None
+        while not self.exit.done():
+            try:
+                await asyncio.wait({self.exit})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     # what the loop calls
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -182,7 +203,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def _close_stderr(self) -> None:
         if self._stderr >= 0:
-            asyncio.get_running_loop().remove_reader(self._stderr)
+            asyncio.get_running_loop().remove_reader(self._stderr)  # nothing where it was not added
             os.close(self._stderr)
             self._stderr = -1
             if self._line:

@@ -393,6 +393,26 @@ async def test_closing_while_everything_is_going_on_ends_every_process(pool: Wor
     assert pool.workers == []
 
 
+async def test_requests_that_wait_for_a_draining_model_do_not_reload_it_while_the_server_closes(
+    catalogs: Open, pool: WorkerPool
+) -> None:
+    catalog = catalogs(a={"tokens_per_second": 10.0})
+    async with catalog.lease("a") as runner:
+        handle = await endless(runner)
+        unloading = asyncio.create_task(catalog.unload("a"))
+        await becomes(lambda: catalog.status("a").state is State.DRAINING)
+        waiting = asyncio.create_task(answer(catalog))
+        await becomes(lambda: catalog.status("a").waiting == 1)
+        await catalog.close()
+        with pytest.raises(Cancelled):
+            await handle.take_rest()
+    await unloading
+    with pytest.raises(ModelUnavailable, match="shutting down"):
+        await waiting
+    assert catalog.status("a").loads == 1
+    assert pool.workers == []
+
+
 async def test_a_defect_while_loading_is_a_failure_and_not_a_hang(pool: WorkerPool) -> None:
     def broken(*_: Any) -> ModelRunner:
         raise KeyError("oops")

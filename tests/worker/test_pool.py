@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -57,6 +58,33 @@ async def test_a_busy_worker_stops_within_a_step(worker: Driven) -> None:
     await worker.until(lambda: worker.steps(1) or None)
     how = await worker.process.stop(grace=5)
     assert how.status == 0
+
+
+async def test_a_stop_that_is_cancelled_returns_when_the_process_is_gone(pool: WorkerPool) -> None:
+    loading = await Driven.begin(pool, load_secs=60.0)  # it hears nothing while it loads
+    stop = asyncio.create_task(loading.process.stop(grace=60))
+    for _ in range(2):  # the second meets the wait for the end
+        await asyncio.sleep(0)
+        stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    assert gone(loading.process.pid)
+    assert pool.workers == []
+
+
+async def test_a_worker_that_cannot_be_watched_is_ended_at_once(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    await Driven.spawn(pool)
+    before, family = descriptors(), set(children())
+    monkeypatch.setattr(os, "pidfd_open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        await Driven.begin(pool)
+    assert set(children()) == family
+    assert (len(pool.workers), descriptors()) == (1, before)
 
 
 async def test_a_failing_load_says_why_and_exits(pool: WorkerPool) -> None:
