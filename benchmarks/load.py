@@ -1,4 +1,4 @@
-"""A load generator that costs little: raw protocol objects, prebuilt requests, frames counted and not decoded.
+"""A load generator that costs little: raw protocol objects, requests filled in, frames counted and not decoded.
 
 Runs as a process of its own, so that it can have a core of its own; prints one JSON object. `gateway.py` starts it.
 """
@@ -18,14 +18,16 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parent))
 from figures import percentile
 
-PROMPT = "Say something about the sea and the sky in a few words, please."
+# Every request's prompt is another one, for what was asked before may be answered from a cache.
+PROMPT = "Say something about the sea and the sky in %s words, please."
+BLANK = "000000"
 
 
 def request_bytes(port: int, *, model: str, stream: bool, tokens: int) -> bytes:
     body = json.dumps(
         {
             "model": model,
-            "messages": [{"role": "user", "content": PROMPT}],
+            "messages": [{"role": "user", "content": PROMPT % BLANK}],
             "stream": stream,
             "max_tokens": tokens,
         }
@@ -41,7 +43,7 @@ class Run:
     """What all connections share: how many requests are left to send, and what came back."""
 
     def __init__(self, request: bytes, count: int) -> None:
-        self.request = request
+        self.before, _, self.after = request.partition(BLANK.encode())
         self.left = count
         self.latencies: list[float] = []
         self.first_frames: list[float] = []
@@ -76,7 +78,7 @@ class Connection(asyncio.Protocol):
         self.chunked = False
         self.first = True
         self.began = time.perf_counter()
-        self.transport.write(self.run.request)
+        self.transport.write(b"%s%06d%s" % (self.run.before, self.run.left, self.run.after))
 
     def data_received(self, data: bytes) -> None:
         if not self.chunked and self.end is None:

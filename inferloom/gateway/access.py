@@ -11,6 +11,7 @@ from inferloom.config.schema import ServerConfig
 from inferloom.errors import ConfigError, Forbidden, InferloomError, Unauthorized
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes, which carry no key
+KNOWN, KNOWN_LENGTH = 256, 64  # pairs of peer and Host that need no second look, and the longest Host among them
 
 
 class Access:
@@ -19,6 +20,7 @@ class Access:
     def __init__(self, keys: Iterable[str], *, insecure: bool) -> None:
         self._keys = tuple(key.encode() for key in keys)
         self._insecure = insecure
+        self._known: set[tuple[str | None, bytes]] = set()  # peers and hosts that were found to be local
 
     @classmethod
     def from_config(cls, server: ServerConfig) -> Access:
@@ -37,15 +39,19 @@ class Access:
             return None if path in OPEN_PATHS else self._judge_key(headers)
         if self._insecure:
             return None
+        host = next((value for key, value in headers if key == b"host"), b"")
+        if (peer, host) in self._known:
+            return None
         if peer is not None and not is_loopback(peer):
             return Forbidden(
                 "This server has no API keys and answers this machine only. Set INFERLOOM_API_KEYS, or start it with --insecure."
             )
-        host = next((value for key, value in headers if key == b"host"), b"")
         if not is_loopback(host_name(host.decode("latin-1"))):
             return Forbidden(
                 "This server has no API keys and answers requests to localhost only; the Host header names something else."
             )
+        if len(host) <= KNOWN_LENGTH and len(self._known) < KNOWN:
+            self._known.add((peer, host))
         return None
 
     def _judge_key(self, headers: Iterable[tuple[bytes, bytes]]) -> InferloomError | None:

@@ -6,6 +6,7 @@ One sweep a few times a second looks after all of them, so that a stream costs n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -14,6 +15,7 @@ from inferloom.gateway.call import Call
 from inferloom.runners.base import RunHandle
 
 ABORT = "inferloom.abort"  # the ASGI extension by which our server lets a connection be dropped
+ON_LEAVE = "inferloom.on_leave"  # … and by which it tells that the client has closed it
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class Exchange:
     """One generation for one call: from the wait for its model to its last byte."""
 
     __slots__ = (
-        "_watcher",
+        "_unwatch",
         "call",
         "comment",
         "deadline",
@@ -59,12 +61,18 @@ class Exchange:
         self.last_sent = asyncio.get_running_loop().time()
         self.sending_since = 0.0
         self.comment: asyncio.Task[None] | None = None
-        self._watcher = asyncio.create_task(self._watch())
+        on_leave = call.scope.get("extensions", {}).get(ON_LEAVE)
+        self._unwatch: Callable[[], object] = (
+            on_leave(self._left) if on_leave is not None else asyncio.create_task(self._watch()).cancel
+        )
 
     async def _watch(self) -> None:
-        """Wait for the client to leave; a finished response ends the wait too."""
+        """Wait for the client to leave, where no server of ours tells; a finished response ends the wait too."""
         while (await self.call.receive())["type"] != "http.disconnect":
             pass
+        self._left()
+
+    def _left(self) -> None:
         self.abort(ClientLeft("The client closed the connection."))
 
     def abort(self, error: InferloomError) -> None:
@@ -88,7 +96,7 @@ class Exchange:
 
     def settle(self) -> None:
         """Nothing more is waited for: neither the client's leaving nor the run. Before the last bytes are sent."""
-        self._watcher.cancel()
+        self._unwatch()
         if self.comment is not None and not self.call.started:
             self.comment.cancel()  # it has not begun, and what follows is no stream
             self.comment = None

@@ -114,11 +114,9 @@ class Generation:
     async def _answer(self, handle: RunHandle) -> None:
         exchange = self._exchange
         gathered = Gathered(self._form.choices)
-        chunks = await handle.take()
+        gathered.add(await handle.take())
         self._note_first_token()
-        while chunks:
-            gathered.add(chunks)
-            chunks = await handle.take()
+        gathered.add(await handle.take_rest())
         if exchange.error is not None:
             raise exchange.error
         gathered.check()

@@ -5,25 +5,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inferloom.errors import InvalidRequest
-from inferloom.gateway.exchange import ABORT
+from inferloom.gateway.exchange import ABORT, ON_LEAVE
 from inferloom.gateway.wire.errors import encode_error
 
 KEEP_ALIVE_SECONDS = 75
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 whose requests can drop their connection: a client that does not read keeps no buffer."""
+    """HTTP/1.1 whose requests can drop their connection (a client that does not read keeps no buffer), and are
+    told when the client leaves, which spares each of them a task that waits for it."""
+
+    _left: Callable[[], None] | None = None  # of the request that is being answered: there is one at a time
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ABORT: self.transport.abort, ON_LEAVE: self.on_leave}  # type: ignore[dict-item]
+
+    def on_leave(self, left: Callable[[], None]) -> Callable[[], None]:
+        """Have `left` called once if the client closes the connection; calling what is returned takes that back."""
+        self._left = left
+        if self.transport.is_closing():
+            self.loop.call_soon(self._tell)
+        else:
+            self.flow.resume_reading()  # it may be paused after a long body, and nothing would be noticed
+
+        def withdraw() -> None:
+            if self._left is left:
+                self._left = None
+
+        return withdraw
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._tell()
+
+    def _tell(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            left()
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP is told so, in JSON."""

@@ -65,7 +65,7 @@ class RunHandle:
     over everything that is there at once, so that a fast producer costs one wake-up and not one per token.
     """
 
-    __slots__ = ("_chunks", "_error", "_finished", "_on_cancel", "_waiter", "prompt_tokens")
+    __slots__ = ("_chunks", "_error", "_finished", "_on_cancel", "_patient", "_waiter", "prompt_tokens")
 
     def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
         self._chunks: list[TokenChunk] = []
@@ -73,12 +73,14 @@ class RunHandle:
         self._finished = False
         self._on_cancel = on_cancel
         self._waiter: asyncio.Future[None] | None = None
+        self._patient = False  # the consumer waits for the end alone
         self.prompt_tokens = 0
 
     # the producer's side
     def feed(self, chunk: TokenChunk) -> None:
         self._chunks.append(chunk)
-        self._wake()
+        if not self._patient:
+            self._wake()
 
     def finish(self) -> None:
         """No chunk follows. Later calls of `feed` and `fail` change nothing."""
@@ -121,6 +123,17 @@ class RunHandle:
                 return []
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        chunks, self._chunks = self._chunks, []
+        return chunks
+
+    async def take_rest(self) -> list[TokenChunk]:
+        """Everything that comes until the end, for one wake-up. Raises the run's error, whatever came before it."""
+        self._patient = True
+        while not self._finished:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
         chunks, self._chunks = self._chunks, []
         return chunks
 
