@@ -12,7 +12,7 @@ from inferloom.gateway.call import Call
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.answers import ChatResponse, CompletionResponse
 from inferloom.gateway.wire.chat import ChatRequest
-from inferloom.gateway.wire.completions import CompletionRequest
+from inferloom.gateway.wire.completions import OF_CHATS, CompletionRequest
 from inferloom.gateway.wire.embeddings import EmbeddingRequest, EmbeddingResponse
 from inferloom.gateway.wire.errors import ErrorEnvelope
 from inferloom.gateway.wire.models import (
@@ -27,6 +27,7 @@ from inferloom.gateway.wire.models import (
     TokenizeAnswer,
     TokenizeRequest,
 )
+from inferloom.gateway.wire.sampling import REFUSED
 
 # path, method, summary, request struct, answer struct
 Operation = tuple[str, str, str, type[msgspec.Struct] | None, type[msgspec.Struct] | None]
@@ -74,7 +75,6 @@ ERRORS = {
     "504": "a time limit was reached",
     "507": "the model does not fit into memory",
 }
-_REFUSED = ("audio", "prediction", "web_search_options", "functions", "function_call", "tokenizer_config")
 
 
 async def show(service: Service, call: Call) -> None:
@@ -115,10 +115,12 @@ def document() -> bytes:
 
 def _tell_all(components: dict[str, Any]) -> None:
     """What the types alone don't say."""
-    for name in ("ChatRequest", "CompletionRequest"):
-        for field in _REFUSED:
-            if field in components[name]["properties"]:
-                components[name]["properties"][field] = {"type": "null", "default": None}
+    for name, others in (("ChatRequest", ("echo",)), ("CompletionRequest", OF_CHATS)):
+        properties = components[name]["properties"]
+        for field in (*REFUSED, *others):
+            properties[field] = {"type": "null", "default": None}
+        properties["best_of"] = {"anyOf": [{"const": 1}, {"type": "null"}], "default": None}
+        properties["modalities"] = {"anyOf": [{"const": ["text"]}, {"type": "null"}], "default": None}
     tokens = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
     lists = [
         {"type": "array", "items": {"type": "string"}, "minItems": 1},
@@ -126,17 +128,8 @@ def _tell_all(components: dict[str, Any]) -> None:
         {"type": "array", "items": {"type": "array", "items": tokens, "minItems": 1}, "minItems": 1},
     ]
     components["CompletionRequest"]["properties"]["prompt"] = {"anyOf": [{"type": "string"}, *lists]}
-    components["CompletionRequest"]["properties"]["suffix"] = {"type": "null", "default": None}
-    components["CompletionRequest"]["properties"]["best_of"] = {
-        "anyOf": [{"const": 1}, {"type": "null"}],
-        "default": None,
-    }
     components["EmbeddingRequest"]["properties"]["input"] = {
         "anyOf": [{"type": "string", "minLength": 1}, *lists]
-    }
-    components["ChatRequest"]["properties"]["modalities"] = {
-        "anyOf": [{"const": ["text"]}, {"type": "null"}],
-        "default": None,
     }
     for schema in components.values():
         if schema.get("additionalProperties") is False:

@@ -46,7 +46,7 @@ class Service:
         call.model = "unknown"  # unknown names share a label: clients don't make series
         entry = self.catalog.resolve(name)
         call.model = entry.id
-        return entry, entry.id if name is None or name == "default" else name
+        return entry, entry.id if name is None or name.strip() in ("", "default") else name
 
     def lease(self, entry: Entry) -> AbstractAsyncContextManager[ModelRunner]:
         """A lease that waits for the model as long as loading may take."""

@@ -34,7 +34,12 @@ def generate(
     return Generate(
         id=number,
         prompt=plan.token_ids,
-        max_tokens=allowed_tokens(len(plan.token_ids), batch.max_tokens, limit),
+        max_tokens=allowed_tokens(
+            len(plan.token_ids),
+            batch.max_tokens,
+            limit,
+            prompt_field="prompt" if batch.messages is None else "messages",
+        ),
         sampling=resolve(batch.sampling, defaults, seed=seed() if given is None else given),
         n=batch.n,
         stop_token_ids=list(stops),
@@ -45,8 +50,9 @@ def generate(
     )
 
 
-def allowed_tokens(prompt: int, asked: int | None, limit: int) -> int:
-    """How many tokens may be generated: what was asked, else what the context has left.
+def allowed_tokens(prompt: int, asked: int | None, limit: int, *, prompt_field: str = "messages") -> int:
+    """How many tokens may be generated: what was asked, else what the context has left. `prompt_field`: where the
+    prompt stands in the request.
 
     Raises `ContextLengthExceeded` where prompt and answer do not fit.
     """
@@ -55,14 +61,14 @@ def allowed_tokens(prompt: int, asked: int | None, limit: int) -> int:
             raise ContextLengthExceeded(
                 f"the prompt has {prompt} tokens, but this model's context is {limit} tokens "
                 "and must hold the answer too; shorten the prompt",
-                param="messages",
+                param=prompt_field,
             )
         return limit - prompt
     if prompt + asked > limit:
         raise ContextLengthExceeded(
             f"{prompt} tokens of prompt and {asked} of answer are asked for, but this model's context is "
             f"{limit} tokens; shorten the prompt or lower max_tokens",
-            param="messages" if prompt >= limit else "max_tokens",
+            param=prompt_field if prompt >= limit else "max_tokens",
         )
     return asked
 

@@ -139,7 +139,7 @@ class StandInCatalog:
         return self._entries[0]
 
     def resolve(self, name: str | None) -> StandInEntry:
-        if name is None or name == "default":
+        if name in (None, "", "default"):
             return self.default
         for entry in self._entries:
             if name in (entry.id, *entry.aliases, entry.config.weights):

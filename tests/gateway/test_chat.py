@@ -68,7 +68,9 @@ async def test_n_choices_are_answered_in_their_order(gateway):
     assert {choice.finish_reason for choice in answer.choices} == {"length"}
 
 
-@pytest.mark.parametrize("name, echoed", [("talker", "talker"), ("chatty", "chatty"), ("default", "talker")])
+@pytest.mark.parametrize(
+    "name, echoed", [("talker", "talker"), ("chatty", "chatty"), ("default", "talker"), ("", "talker")]
+)
 async def test_the_model_is_echoed_as_it_was_named(gateway, name, echoed):
     assert (await chat(gateway, model=name)).model == echoed
 
@@ -336,7 +338,7 @@ USER = {"role": "user", "content": "x"}
         ({"messages": []}, "messages"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.01}, "top_p"),
         ({"n": 0}, "n"),
         ({"n": 100000}, "n"),
@@ -385,6 +387,9 @@ async def test_a_wrong_field_is_named(gateway, fields, param):
         ({"functions": []}, "functions"),
         ({"function_call": "auto"}, "function_call"),
         ({"tokenizer_config": {"pad_token": "<pad>"}}, "tokenizer_config"),
+        ({"suffix": "the end"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True}, "echo"),
     ],
 )
 async def test_what_would_change_the_answer_if_ignored_is_refused(gateway, fields, param):

@@ -113,12 +113,25 @@ async def test_streamed_logprobs_go_on_counting_characters(gateway):
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"tokenizer_config": {}}, "tokenizer_config"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "messages"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"functions": []}, "functions"),
     ],
 )
 async def test_a_wrong_field_is_named(gateway, fields, param):
     response = await post(gateway, **fields)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+async def test_fields_of_chats_that_ask_for_nothing_do_no_harm(gateway):
+    response = await post(
+        gateway, tools=[], tool_choice="none", response_format={"type": "text"}, best_of=1, suffix=""
+    )
+    assert response.status_code == 200
 
 
 async def test_a_missing_prompt_is_named(gateway):

@@ -147,6 +147,9 @@ async def test_too_long_a_prompt_is_refused_with_both_numbers(start: Start) -> N
         await runner.execute(ask("x" * 20))
     with pytest.raises(ContextLengthExceeded, match=r"(?s)10 tokens.*7 of answer.*16 tokens"):
         await runner.execute(ask("x" * 10, max_tokens=7))
+    with pytest.raises(ContextLengthExceeded) as caught:
+        await runner.execute(ask("x" * 20, max_tokens=7))
+    assert caught.value.param == "prompt"
 
 
 async def test_an_answer_without_a_limit_has_what_the_context_has_left(start: Start) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from inferloom.errors import InvalidRequest, Unsupported
-from inferloom.gateway.wire.sampling import MAX_TOKENS, SamplingFields
+from inferloom.gateway.wire.sampling import MAX_TOKENS, SamplingFields, refuse_shared
 from inferloom.types import ChatMessage, Constraint, FunctionCall, Tool, ToolCall, ToolChoice
 
 
@@ -117,33 +117,15 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     # accepted; named in `x-inferloom-ignored` when given
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    # refused when given: ignoring them would change the answer
-    modalities: list[str] | None = None
-    audio: Any = None
-    prediction: Any = None
-    web_search_options: Any = None
-    functions: Any = None
-    function_call: Any = None
-    tokenizer_config: Any = None
-
-
-REFUSED: dict[str, str] = {
-    "audio": "this server makes text only; leave the field out",
-    "prediction": "predicted outputs are not used here; leave the field out",
-    "web_search_options": "this server does not search the web; leave the field out",
-    "functions": "it was replaced by `tools` in OpenAI's API; use `tools`",
-    "function_call": "it was replaced by `tool_choice` in OpenAI's API; use `tool_choice`",
-    "tokenizer_config": "the tokenizer belongs to the model's checkpoint; set `tok_model_id` in the configuration",
-}
+    # refused when true: the answer would begin otherwise
+    echo: bool | None = None
 
 
 def refuse_unsupported(request: ChatRequest) -> None:
     """Raise for fields whose silent absence would change the answer."""
-    for field, why in REFUSED.items():
-        if getattr(request, field) is not None:
-            raise Unsupported(f"`{field}`", why, param=field)
-    if request.modalities is not None and request.modalities != ["text"]:
-        raise Unsupported("`modalities`", 'only ["text"] can be asked for', param="modalities")
+    refuse_shared(request)
+    if request.echo:
+        raise Unsupported("`echo`", "chats answer with the new message only", param="echo")
 
 
 def max_tokens(request: ChatRequest) -> int | None:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from inferloom.errors import InvalidRequest, Unsupported
 from inferloom.gateway.wire.chat import StreamOptions
-from inferloom.gateway.wire.sampling import MAX_CHOICES, MAX_TOKENS, SamplingFields
+from inferloom.gateway.wire.sampling import MAX_CHOICES, MAX_TOKENS, SamplingFields, refuse_shared
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default for this endpoint
 
@@ -20,22 +20,24 @@ class CompletionRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=1)] | None = None
-    suffix: str | None = None
     stream_options: StreamOptions | None = None
-    # refused when given
-    tokenizer_config: Any = None
+    # refused when given: they belong to chats, and ignoring them would change the answer
+    messages: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    response_format: Any = None
+
+
+OF_CHATS = ("messages", "tools", "tool_choice", "response_format")
+_NOTHING: tuple[object, ...] = (None, [], "none", {"type": "text"})  # what asks for nothing
 
 
 def refuse_unsupported(request: CompletionRequest) -> None:
-    if request.suffix:
-        raise Unsupported("`suffix`", "the model continues text, it does not fill gaps", param="suffix")
-    if request.best_of is not None and request.best_of > 1:
-        raise Unsupported("`best_of`", "choices are not ranked here; ask for `n` choices", param="best_of")
-    if request.tokenizer_config is not None:
-        raise Unsupported(
-            "`tokenizer_config`", "the tokenizer belongs to the checkpoint", param="tokenizer_config"
-        )
+    """Raise for fields whose silent absence would change the answer."""
+    refuse_shared(request)
+    for field in OF_CHATS:
+        if getattr(request, field) not in _NOTHING:
+            raise Unsupported(f"`{field}`", "it belongs to /v1/chat/completions; send it there", param=field)
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest(
             "`max_tokens` is 0 and `echo` is off: nothing would be answered. Send at least 1, or `echo: true`.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from inferloom.errors import InvalidRequest
+from inferloom.errors import InvalidRequest, Unsupported
 from inferloom.types import Sampling
 
 MAX_TOKENS = 2**31 - 1
@@ -23,7 +23,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
@@ -41,7 +41,27 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     service_tier: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+    # refused when given: ignoring them would change the answer
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
+    tokenizer_config: Any = None
+    suffix: str | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
 
+
+REFUSED: dict[str, str] = {
+    "audio": "this server makes text only; leave the field out",
+    "prediction": "predicted outputs are not used here; leave the field out",
+    "web_search_options": "this server does not search the web; leave the field out",
+    "functions": "it was replaced by `tools` in OpenAI's API; use `tools` of /v1/chat/completions",
+    "function_call": "it was replaced by `tool_choice` in OpenAI's API; use `tool_choice` of /v1/chat/completions",
+    "tokenizer_config": "the tokenizer belongs to the model's checkpoint; set `tok_model_id` in the configuration",
+    "suffix": "the model continues text, it does not fill gaps",
+}
 
 IGNORED = (
     "user",
@@ -53,6 +73,17 @@ IGNORED = (
     "reasoning_effort",
     "verbosity",
 )
+
+
+def refuse_shared(request: SamplingFields) -> None:
+    """Raise for fields of either endpoint whose silent absence would change the answer."""
+    for field, why in REFUSED.items():
+        if getattr(request, field) not in (None, ""):
+            raise Unsupported(f"`{field}`", why, param=field)
+    if request.modalities is not None and request.modalities != ["text"]:
+        raise Unsupported("`modalities`", 'only ["text"] can be asked for', param="modalities")
+    if request.best_of is not None and request.best_of > 1:
+        raise Unsupported("`best_of`", "choices are not ranked here; ask for `n` choices", param="best_of")
 
 
 def sampling(request: SamplingFields) -> Sampling:
