@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from inferloom.errors import InferloomError, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from inferloom.gateway.ids import unique
 from inferloom.gateway.log import logger
 from inferloom.gateway.wire.errors import encode_error, retry_after, status_of
 
@@ -175,7 +175,7 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     for key, value in headers:
         if key == b"x-request-id" and _SANE_ID.fullmatch(value):
             return bytes(value)
-    return b"req_" + secrets.token_hex(12).encode()
+    return b"req_" + unique().encode()
 
 
 def _too_large() -> PayloadTooLarge:

@@ -5,7 +5,6 @@ A frame of plain text, which nearly all are, is a prefix made once, the text as 
 
 from __future__ import annotations
 
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from inferloom.gateway.call import encode
 from inferloom.gateway.gathered import Gathered, GatheredChoice, checked, cut_off
+from inferloom.gateway.ids import unique
 from inferloom.gateway.wire.answers import (
     AnswerMessage,
     ChatChoice,
@@ -33,7 +33,7 @@ DONE = b"data: [DONE]\n\n"
 
 def new_id(prefix: str) -> str:
     """A unique id: 96 random bits after the prefix."""
-    return prefix + secrets.token_hex(12)
+    return prefix + unique()
 
 
 class Form(ABC):

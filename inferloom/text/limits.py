@@ -13,6 +13,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # the C function beneath `signal.signal`: the wrapper's conversions to enumerations would be half of a short render
-_set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
+_set_handler: Callable[[int, Any], Any] = getattr(sys.modules["_signal"], "signal", signal.signal)
 _ALARM = int(signal.SIGALRM)
 
 
@@ -39,7 +40,7 @@ def run_limited(work: Callable[[], T], *, seconds: float, memory: int) -> T:
     Raises `OutOfTime` after `seconds` (checked between bytecodes), `MemoryError` where it would add more than
     about `memory` bytes of address space (main thread; elsewhere up to twice that), and whatever `work` raises.
     """
-    if threading.current_thread() is threading.main_thread():
+    if threading.get_ident() == threading.main_thread().ident:
         return _run_with_timer(work, seconds=seconds, memory=memory)
     return _WATCHDOG.run(work, seconds=seconds, memory=memory)
 

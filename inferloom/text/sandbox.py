@@ -180,7 +180,9 @@ def _strftime_now(pattern: str) -> str:
 
 def render_pieces(template: jinja2.Template, variables: dict[str, Any]) -> Iterator[str]:
     """Render piece by piece, ending with `SecurityError` where the text grows beyond all measure."""
-    context = template.new_context(variables)
+    # as `Template.new_context` makes it, without going through its chain of dictionaries name by name
+    known = template.environment.globals
+    context = Context(template.environment, {**known, **variables}, template.name, template.blocks)
     room = MAX_OUTPUT
     for piece in template.root_render_func(context):
         room -= len(piece)
