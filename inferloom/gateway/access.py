@@ -11,7 +11,8 @@ from inferloom.config.schema import ServerConfig
 from inferloom.errors import ConfigError, Forbidden, InferloomError, Unauthorized
 
 OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes, which carry no key
-KNOWN, KNOWN_LENGTH = 256, 64  # pairs of peer and Host that need no second look, and the longest Host among them
+KNOWN = 256  # pairs of peer and Host that need no second look
+KNOWN_LENGTH = 64  # bytes of the longest Host among them
 
 
 class Access:
