@@ -108,7 +108,8 @@ class Engine:
             spec=spec,
             arrival=self._totals.steps,
             number=self._numbers,
-            stops=frozenset(spec.stop_token_ids),
+            # a tokenizer may know more tokens than the model has logits for: those never come
+            stops=frozenset(id for id in spec.stop_token_ids if 0 <= id < self._executor.vocab_size),
             live=set(range(spec.n)),
             prompt_logprobs=[(None, [])] if spec.prompt_logprobs else None,
         )

@@ -226,6 +226,7 @@ class LocalRunner(ModelRunner):
             )
         if batch.token_ids is not None:
             embedding.check_token_ids(batch.token_ids, card.vocab_size, param="prompt")
+        embedding.check_token_ids(batch.stop_token_ids, card.vocab_size, param="stop")
         batch = with_system_prompt(batch, self._model.system_prompt)
         if text_length(batch) > LONG_TEXT:
             plan = await asyncio.to_thread(AnswerPlan, codec, batch)

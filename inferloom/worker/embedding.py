@@ -55,6 +55,9 @@ class EmbeddingHost:
         if not request.prompts:
             self._replies.append(Embedded(id=request.id, dimensions=self.card.dimensions, data=b""))
             return
+        if (unusable := self._unusable(request)) is not None:
+            self._replies.append(Rejected(id=request.id, kind="invalid_request", message=unusable))
+            return
         self._pending[request.id] = _Pending(request, [None] * len(request.prompts), len(request.prompts))
         self._queue += [(request.id, number) for number in range(len(request.prompts))]
         self._queue.sort(key=self._length)
@@ -98,6 +101,16 @@ class EmbeddingHost:
             count += 1
         batch, self._queue = self._queue[:count], self._queue[count:]
         return batch
+
+    def _unusable(self, request: Embed) -> str | None:
+        """What would fail in the encoder, and everybody's answers with it. (The gateway has better sentences.)"""
+        longest, words = self.card.max_model_len, self.card.vocab_size
+        for number, prompt in enumerate(request.prompts):
+            if not 0 < len(prompt) <= longest:
+                return f"input {number} has {len(prompt)} tokens; this model takes 1 to {longest}"
+            if min(prompt) < 0 or max(prompt) >= words:
+                return f"input {number} has a token id outside of the vocabulary of {words} tokens"
+        return None
 
     def _prompt(self, place: tuple[int, int]) -> list[int]:
         return self._pending[place[0]].request.prompts[place[1]]

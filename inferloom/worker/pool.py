@@ -65,8 +65,7 @@ class WorkerPool:
         self._forkserver: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._pending: dict[int, asyncio.Future[int]] = {}
-        self._abandoned: set[int] = set()  # spawns nobody waits for any more
+        self._pending: dict[int, asyncio.Future[int]] = {}  # asked and not answered, whoever still waits
         self._spawns = 0
         self._failures = 0
         self._retry_at = 0.0
@@ -187,22 +186,25 @@ class WorkerPool:
         assert control is not None and ready is not None
         self._spawns += 1
         number = self._spawns
-        pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._pending[number] = pid
         try:
             async with asyncio.timeout(SPAWN_SECS):
                 await asyncio.shield(ready)
                 socket.send_fds(control, [json.dumps({"id": number}).encode()], list(descriptors))
-                return await pid
+                pid = self._pending[number] = asyncio.get_running_loop().create_future()
+                return await self._answer_to(pid)
         except TimeoutError:
             self._kill_forkserver()  # it hangs; what it may still fork is swept
             raise LoadFailed(f"no worker was started within {SPAWN_SECS:.0f} s") from None
         except OSError as error:
             raise LoadFailed(f"the forkserver could not be asked for a worker: {error}") from error
-        finally:
-            if not pid.done() or pid.cancelled():
-                self._abandoned.add(number)
-            self._pending.pop(number, None)
+
+    async def _answer_to(self, pid: asyncio.Future[int]) -> int:
+        try:
+            return await pid
+        except asyncio.CancelledError:
+            if not pid.cancelled() and pid.exception() is None:  # answered in the same moment
+                self._own(self._end_abandoned(pid.result()))
+            raise
 
     def _read_control(self) -> None:
         assert self._control is not None
@@ -225,11 +227,10 @@ class WorkerPool:
             self._ready.set_result(None)
 
     def _forked(self, number: int, *, pid: int | None, error: str) -> None:
-        waiting = self._pending.get(number)
+        waiting = self._pending.pop(number, None)
         if pid is not None:
             self._known.add(pid)
         if waiting is None or waiting.done():
-            self._abandoned.discard(number)
             if pid is not None:  # its socket is closed already, so it leaves on its own; we reap it
                 self._own(self._end_abandoned(pid))
         elif pid is None:
@@ -268,6 +269,7 @@ class WorkerPool:
             if not waiting.done():
                 waiting.set_exception(error)
                 waiting.exception()
+        self._pending.clear()
 
     def _let_forkserver_go(self) -> None:
         """Close the control socket: the forkserver leaves by itself."""

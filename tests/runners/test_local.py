@@ -163,6 +163,8 @@ async def test_token_ids_outside_the_vocabulary_are_refused(start: Start) -> Non
     runner = await start()
     with pytest.raises(InvalidRequest, match="token id 5000 is not in this model's vocabulary"):
         await runner.execute(ask(None, token_ids=[1, 5000]))
+    with pytest.raises(InvalidRequest, match="token id 6000 is not in this model's vocabulary"):
+        await runner.execute(ask("x", stop_token_ids=(6000,)))
 
 
 async def test_an_empty_prompt_without_a_bos_is_refused(start: Start) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from array import array
 
+import pytest
+
 from inferloom.types import ModelCard
 from inferloom.worker.embedding import EmbeddingHost
 from inferloom.worker.messages.replies import Embedded, Rejected
@@ -66,6 +68,16 @@ def test_a_cancelled_request_is_not_encoded() -> None:
     it.host.cancel(Cancel(1))
     assert it.run() == {2: [2, 1]}
     assert it.batches == [[1]]
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 65, [9], [-1]])
+def test_what_would_fail_in_the_encoder_is_refused_and_harms_nobody(prompt: list[int]) -> None:
+    it = Recording()
+    it.host.embed(Embed(1, [[1], prompt]))
+    (reply,) = it.host.step()
+    assert isinstance(reply, Rejected) and (reply.id, reply.kind) == (1, "invalid_request")
+    it.host.embed(Embed(2, [[2]]))
+    assert it.run() == {2: [2, 1]}
 
 
 def test_generating_is_refused() -> None:

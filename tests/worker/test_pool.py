@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -186,7 +187,28 @@ async def test_a_spawn_nobody_waits_for_any_more_leaves_no_process(pool: WorkerP
     spawn.cancel()
     with pytest.raises(asyncio.CancelledError):
         await spawn
-    await becomes(lambda: not pool._abandoned and not pool._sweepers)
+    await becomes(lambda: not pool._pending and not pool._sweepers)
+    assert {pid for pid in children() if not _is_older(pid)} == before
+
+
+@pytest.mark.parametrize("first", ["answer", "cancellation"])
+async def test_a_spawn_that_is_given_up_as_it_is_answered_leaves_no_process(
+    pool: WorkerPool, first: str
+) -> None:
+    await Driven.spawn(pool)
+    before = {worker.pid for worker in pool.workers} | {pool.forkserver_pid}
+    spawn = asyncio.create_task(Driven.begin(pool))
+    await asyncio.sleep(0)  # it has asked
+    assert pool._control is not None
+    select.select([pool._control], [], [])  # and is answered; the loop has not looked yet
+    if first == "answer":
+        pool._read_control()
+    spawn.cancel()
+    if first == "cancellation":
+        pool._read_control()
+    with pytest.raises(asyncio.CancelledError):
+        await spawn
+    await becomes(lambda: not pool._pending and not pool._sweepers)
     assert {pid for pid in children() if not _is_older(pid)} == before
 
 
