@@ -115,6 +115,7 @@ def check(
 @app.command()
 def migrate(
     config: File = None,
+    file: Annotated[Path | None, typer.Argument(help="The file to rewrite.")] = None,
     stdout: Annotated[
         bool, typer.Option("--stdout", help="Print the new text and leave the file as it is.")
     ] = False,
@@ -124,7 +125,7 @@ def migrate(
     from inferloom.config.migration import migrate as rewrite
     from inferloom.config.writing import changing, replace
 
-    path = config or config_path()
+    path = file or config or config_path()
     if stdout:
         sys.stdout.write(rewrite(read_text(path), origin=str(path)))
         return

@@ -65,6 +65,8 @@ def serve(
     ] = None,
     tensor_parallel_size: Annotated[int | None, typer.Option(min=1, help="Only 1 in this version.")] = None,
     pipeline_parallel_size: Annotated[int | None, typer.Option(min=1, help="Only 1 in this version.")] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Not in this version.")] = False,
+    no_snapshot: Annotated[bool, typer.Option("--no-snapshot", help="Not in this version.")] = False,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     enable_metrics: Annotated[bool, typer.Option("--enable-metrics", help="On anyway: /metrics.")] = True,
     insecure: Annotated[
@@ -100,6 +102,8 @@ def serve(
         model_type=model_type,
         tensor_parallel_size=tensor_parallel_size,
         pipeline_parallel_size=pipeline_parallel_size,
+        no_auth=no_auth,
+        no_snapshot=no_snapshot,
         log_level="debug" if debug else log_level,
         insecure=insecure,
     )

@@ -29,6 +29,8 @@ _LATER = {
     "adapter_type": "LoRA adapters come with a later version",
     "model_class": "model classes of your own come with a later version",
     "model_type": "safetensors and GGUF are recognised without it; ONNX, TorchScript and TensorRT come with a later version",
+    "no_auth": "the WebSocket it is about comes with a later version; HTTP clients are let in by `[server] api_keys`",
+    "no_snapshot": "inferlets come with a later version",
 }
 
 
@@ -54,6 +56,8 @@ def from_flags(
     model_type: str | None = None,
     tensor_parallel_size: int | None = None,
     pipeline_parallel_size: int | None = None,
+    no_auth: bool = False,
+    no_snapshot: bool = False,
 ) -> Config:
     """The configuration of `serve`'s flags, checked; a flag that is None (or False) was not given.
 
@@ -66,6 +70,8 @@ def from_flags(
         adapter_type=adapter_type,
         model_class=model_class,
         model_type=model_type,
+        no_auth=no_auth,
+        no_snapshot=no_snapshot,
     )
     for flag, size in (("tensor", tensor_parallel_size), ("pipeline", pipeline_parallel_size)):
         if size not in (None, 1):
@@ -175,7 +181,8 @@ def _given(**flags: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _refuse_later(**flags: str | None) -> None:
+def _refuse_later(**flags: str | bool | None) -> None:
     for name, value in flags.items():
-        if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: {_LATER[name]}.")
+        if value is not None and value is not False:
+            given = "" if value is True else f" {value}"
+            raise ConfigError(f"--{name.replace('_', '-')}{given}: {_LATER[name]}.")

@@ -127,6 +127,7 @@ def test_migrate_rewrites_the_file_and_keeps_the_old_one(run: Run, tmp_path: Pat
     assert (code, "config migrate" in err) == (2, True)
     new = run("migrate", "--config", path, "--stdout")[1]
     assert path.read_text() == OLDER.read_text()
+    assert run("migrate", path, "--stdout")[1] == new
     assert run("migrate", "--config", path)[0] == 0
     assert path.read_text() == new
     assert (tmp_path / "c.toml.old").read_text() == OLDER.read_text()

@@ -135,6 +135,13 @@ def test_a_model_flag_is_taken_apart(written: str, taken_apart: tuple[str, list[
         (["a"], {"quantization": "awq"}, "--quantization awq: quantised weights come with a later version"),
         (["a"], {"adapter": "x"}, "--adapter x: LoRA adapters come with a later version."),
         (["a"], {"adapter_type": "lora"}, "--adapter-type lora: LoRA adapters come with a later version."),
+        (["a"], {"no_snapshot": True}, "--no-snapshot: inferlets come with a later version."),
+        (
+            ["a"],
+            {"no_auth": True},
+            "--no-auth: the WebSocket it is about comes with a later version; HTTP clients are let in by "
+            "`[server] api_keys`.",
+        ),
         (
             ["a"],
             {"model_class": "X"},
