@@ -8,7 +8,7 @@ from inferloom.config.drivers import native_options
 from inferloom.config.schema import Config, ModelConfig
 from inferloom.errors import InferloomError, Unsupported
 from inferloom.runners.base import ModelRunner
-from inferloom.runners.budget import kv_budget, ram_bytes
+from inferloom.runners.budget import MOST_KV_BYTES, kv_budget, ram_bytes
 from inferloom.runners.local import LocalRunner
 from inferloom.worker.pool import WorkerPool
 
@@ -24,7 +24,13 @@ def make_runner(
     budget = 0
     if model.driver.type == "native":
         share = native_options(model.driver).gpu_mem_utilization
-        budget = kv_budget(utilization=share, ram=ram_bytes(), models=len(config.model))
+        # an accelerator belongs to one model, and only its worker can see how much of it is free
+        on_cpu = model.driver.device[0].startswith("cpu")
+        budget = (
+            kv_budget(utilization=share, ram=ram_bytes(), models=len(config.model))
+            if on_cpu
+            else MOST_KV_BYTES
+        )
     return LocalRunner(
         model,
         pool,

@@ -6,6 +6,7 @@ import msgspec
 
 from inferloom.config.drivers import dummy_options, native_options
 from inferloom.config.schema import ModelConfig
+from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.sources.table import SHORT_NAMES
 from inferloom.text.codec import TextCodec
@@ -15,7 +16,12 @@ from inferloom.worker.messages.job import WorkerJob
 def native_job(
     model: ModelConfig, checkpoint: Checkpoint | None, *, devices: tuple[str, ...], kv_budget_bytes: int
 ) -> WorkerJob:
-    """Our engine over a checkpoint."""
+    """Our engine over a checkpoint. Raises `LoadFailed` for more than one device."""
+    if len(devices) > 1:
+        raise LoadFailed(
+            f"{model.name} lists the devices {', '.join(devices)}, but this version runs a model on one: tensor "
+            "parallelism comes with a later version; leave one device in [model.driver] device"
+        )
     options = native_options(model.driver)
     dtype, activation = model.dtype, model.driver.activation_dtype
     short = SHORT_NAMES.get(model.weights or "")
@@ -33,6 +39,7 @@ def native_job(
         max_batch_size=options.max_batch_size,
         max_batch_tokens=options.max_batch_tokens,
         kv_budget_bytes=kv_budget_bytes,
+        gpu_mem_utilization=options.gpu_mem_utilization,
         batch_policy=model.scheduler.batch_policy,
         prefix_cache=options.prefix_cache,
         trust_remote_code=model.trust_remote_code,

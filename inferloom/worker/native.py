@@ -13,7 +13,6 @@ import msgspec
 import torch
 
 from inferloom.engine.engine import Engine
-from inferloom.engine.pages import kv_pages
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
@@ -22,6 +21,7 @@ from inferloom.text.tokenizer_files import TokenizerFiles
 from inferloom.types import ModelCard
 from inferloom.worker.embedding import EmbeddingHost
 from inferloom.worker.hosts import Host, Report
+from inferloom.worker.kv_pool import pool_pages
 from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import FromWorker, Rejected, Stats, Step
 from inferloom.worker.messages.requests import Cancel, Embed, Generate
@@ -66,13 +66,7 @@ class EngineHost:
         self, executor: Executor, job: WorkerJob, checkpoint: Checkpoint, *, stages: dict[str, float]
     ) -> None:
         self.stages = stages
-        pages = kv_pages(
-            max_model_len=executor.card.max_model_len,
-            max_batch_size=job.max_batch_size,
-            kv_bytes_per_page=executor.kv_bytes_per_page,
-            budget_bytes=job.kv_budget_bytes,
-            page_size=PAGE_SIZE,
-        )
+        pages = pool_pages(executor, job)
         tokenizer = Path(checkpoint.tokenizer_folder or checkpoint.folder) / "tokenizer.json"
         self._engine = Engine(
             executor,

@@ -225,6 +225,19 @@ async def test_a_checkpoint_cut_short_is_an_invalid_format(pool: WorkerPool, che
     assert pool.workers == []
 
 
+async def test_several_devices_are_refused_and_none_is_ignored(
+    pool: WorkerPool, checkpoint: Checkpoint
+) -> None:
+    config = ModelConfig(
+        name="tiny", source=checkpoint.folder, driver=DriverConfig(type="native", device=["cuda:0", "cuda:1"])
+    )
+    with pytest.raises(
+        LoadFailed, match="lists the devices cuda:0, cuda:1, but this version runs a model on one"
+    ):
+        await LocalRunner(config, pool).load_weights(None, WeightSource(source=checkpoint.folder))
+    assert pool.workers == []
+
+
 async def test_a_device_that_is_not_there_is_a_failed_load(pool: WorkerPool, checkpoint: Checkpoint) -> None:
     config = ModelConfig(
         name="tiny", source=checkpoint.folder, driver=DriverConfig(type="native", device=["cuda:7"])

@@ -23,6 +23,7 @@ class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int = 512
     max_batch_tokens: int = 10240
     kv_budget_bytes: int = 2 << 30
+    gpu_mem_utilization: float = 0.85  # of an accelerator: weights, KV pages and whatever else uses it
     batch_policy: Literal["adaptive", "eager", "greedy"] = "adaptive"
     prefix_cache: bool = True
     trust_remote_code: bool = False

@@ -1,0 +1,53 @@
+"""How many KV pages a worker's model gets, and what that means for its context."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from inferloom.engine.pages import kv_pages
+from inferloom.errors import OutOfMemory
+from inferloom.models.batch import PAGE_SIZE, Executor
+from inferloom.worker.messages.job import WorkerJob
+
+log = logging.getLogger(__name__)
+
+
+def pool_pages(executor: Executor, job: WorkerJob) -> int:
+    """Pages of the pool: what the longest batch can use, or what the budget pays for.
+
+    On an accelerator the budget is also bounded by what its weights and other programs have left free. Raises
+    `OutOfMemory` where the budget does not pay for one page; a context that does not fit is cut, and the log says so.
+    """
+    budget, page = job.kv_budget_bytes, executor.kv_bytes_per_page
+    if executor.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(executor.device)
+        budget = min(budget, device_budget(utilization=job.gpu_mem_utilization, total=total, free=free))
+    if budget < page:
+        raise OutOfMemory(
+            f"one KV page ({PAGE_SIZE} tokens) of {job.model} takes {page:,} bytes, but {budget:,} bytes are left for its "
+            "KV cache; raise gpu_mem_utilization, serve fewer models at once, or take a smaller model"
+        )
+    longest = executor.card.max_model_len
+    pages = kv_pages(
+        max_model_len=longest,
+        max_batch_size=job.max_batch_size,
+        kv_bytes_per_page=page,
+        budget_bytes=budget,
+        page_size=PAGE_SIZE,
+    )
+    if pages * PAGE_SIZE < longest:
+        log.warning(
+            "the context of %s is cut from %d to %d tokens: %s bytes of KV cache hold no more",
+            job.model,
+            longest,
+            pages * PAGE_SIZE,
+            f"{budget:,}",
+        )
+    return pages
+
+
+def device_budget(*, utilization: float, total: int, free: int) -> int:
+    """Bytes of an accelerator that KV pages may take: the part of it that may be used, less what is used already."""
+    return max(0, free - int((1.0 - utilization) * total))
