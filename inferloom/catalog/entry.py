@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from inferloom.catalog.lifecycle import NEXT, ModelStatus, State, Transition, status_word
 from inferloom.config.schema import ModelConfig
@@ -16,8 +17,10 @@ from inferloom.errors import (
     OutOfMemory,
     RequestTimeout,
     SourceError,
+    Unsupported,
 )
 from inferloom.runners.base import DeviceContext, ModelRunner, WeightSource
+from inferloom.sources.reference import PathRef, parse
 from inferloom.types import LoadProgress, LoadReport, ModelCard
 from inferloom.worker.pacing import retry_delay
 
@@ -26,6 +29,7 @@ Observer = Callable[[Transition], None]
 
 # Trying again at once cannot help where the cause lies in the files or in the machine's size.
 LASTING = (SourceError, InvalidFormat, OutOfMemory)
+GONE = "no_loader_config"
 
 
 class Entry:
@@ -39,6 +43,8 @@ class Entry:
         self.config = config
         self.created = created  # Unix time
         self.state = State.DECLARED
+        # what was a path once is never looked for on the hub, whatever becomes of the path
+        self._place = _place(config.weights)
         self._make_runner = make_runner
         self._observe = observe
         self._since = time.monotonic()
@@ -82,7 +88,7 @@ class Entry:
         failed = self.state is State.FAILED
         return ModelStatus(
             id=self.id,
-            word=status_word(self.state, self._error),
+            word=GONE if self._source_is_gone() else status_word(self.state, self._error),
             state=self.state,
             since=self._since,
             stage=loading.stage if loading else None,
@@ -97,6 +103,12 @@ class Entry:
             loads=self._loads,
             load_seconds=self._report.seconds if self._report else None,
         )
+
+    def _source_is_gone(self) -> bool:
+        """Whether a model that is not loaded could not be: its folder or file is not there any more."""
+        if self.state not in (State.DECLARED, State.UNLOADED) or self._place is None:
+            return False
+        return not self._place.exists()
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
@@ -210,14 +222,18 @@ class Entry:
 
     async def _try_load(self) -> None:
         model = self.config
+        self._place = self._place or _place(model.weights)
         try:
             runner = self._make_runner(self._died)
             report = await runner.load_weights(
                 DeviceContext(devices=tuple(model.driver.device)),
-                WeightSource(source=model.weights or "", tokenizer=model.tok_model_id),
+                WeightSource(source=str(self._place or model.weights or ""), tokenizer=model.tok_model_id),
                 self._note_progress,
             )
             self._go(State.WARMING)
+        except Unsupported as error:
+            # whoever asks did nothing wrong: it is the checkpoint that this version cannot run
+            raise InvalidFormat(error.message) from error
         except InferloomError:
             raise
         except (
@@ -327,6 +343,17 @@ class Entry:
                 load_seconds=self._report.seconds if ready and self._report is not None else None,
             )
         )
+
+
+def _place(source: str | None) -> Path | None:
+    """The path a source is, absolute; None for what is fetched, and for what is not there."""
+    if not source:
+        return None
+    try:
+        ref = parse(source).ref
+    except SourceError:
+        return None
+    return ref.path if isinstance(ref, PathRef) else None
 
 
 def _being_cancelled() -> bool:

@@ -34,7 +34,9 @@ def inspect(path: Path, *, trusted: Path | None = None) -> Found:
             return Found(path.parent, (path,), "gguf")
         if path.suffix == ".safetensors":
             return Found(_with_config(path.parent), (path,), "safetensors")
-        raise SourceError(f"{path.name} is no checkpoint: give a folder, a .gguf or a .safetensors file.")
+        raise InvalidFormat(
+            f"{path.name} is no checkpoint that can be read: give a folder, a .gguf or a .safetensors file."
+        )
     if not path.is_dir():
         raise SourceNotFound(f"there is no file or folder {str(path)!r}.")
     for name, index, kind in (
