@@ -18,7 +18,8 @@ def pool_pages(executor: Executor, job: WorkerJob) -> int:
     """Pages of the pool: what the longest batch can use, or what the budget pays for.
 
     On an accelerator the budget is also bounded by what its weights and other programs have left free. Raises
-    `OutOfMemory` where the budget does not pay for one page; a context that does not fit is cut, and the log says so.
+    `OutOfMemory` where the budget does not pay for one page, or for the context that the configuration asks for; the
+    checkpoint's own, where it does not fit, is cut, and the log says so.
     """
     budget, page = job.kv_budget_bytes, executor.kv_bytes_per_page
     if executor.device.type == "cuda":
@@ -37,6 +38,13 @@ def pool_pages(executor: Executor, job: WorkerJob) -> int:
         budget_bytes=budget,
         page_size=PAGE_SIZE,
     )
+    if pages * PAGE_SIZE < longest and job.max_model_len is not None:
+        needed = -(-longest // PAGE_SIZE) * page
+        raise OutOfMemory(
+            f"a context of {longest} tokens of {job.model} takes {needed:,} bytes of KV cache, but {budget:,} bytes are "
+            f"there for it; lower max_model_len to {pages * PAGE_SIZE} (a model gets 2 GiB at most, and its share of "
+            "gpu_mem_utilization × RAM)"
+        )
     if pages * PAGE_SIZE < longest:
         log.warning(
             "the context of %s is cut from %d to %d tokens: %s bytes of KV cache hold no more",

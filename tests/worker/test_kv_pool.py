@@ -23,7 +23,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(tmp_path_factory.mktemp("pool") / "tiny", "llama", max_positions=LONGEST)
 
 
-def card(checkpoint: Checkpoint, *, budget: int = 2 << 30, batch: int = 512) -> ModelCard:
+def card(
+    checkpoint: Checkpoint, *, budget: int = 2 << 30, batch: int = 512, length: int | None = None
+) -> ModelCard:
     job = WorkerJob(
         model="tiny",
         driver="native",
@@ -31,6 +33,7 @@ def card(checkpoint: Checkpoint, *, budget: int = 2 << 30, batch: int = 512) -> 
         threads=1,
         max_batch_size=batch,
         kv_budget_bytes=budget,
+        max_model_len=length,
     )
     return load_native(job, report=lambda stage, fraction: None).card
 
@@ -57,6 +60,16 @@ def test_a_context_that_does_not_fit_is_cut_and_the_log_says_so_once(
         line
         == f"the context of tiny is cut from 512 to 128 tokens: {4 * page:,} bytes of KV cache hold no more"
     )
+
+
+def test_a_context_that_was_asked_for_is_never_cut(checkpoint: Checkpoint) -> None:
+    page = card(checkpoint, batch=1).kv_bytes // (LONGEST // PAGE)
+    assert card(checkpoint, budget=4 * page, length=4 * PAGE).max_model_len == 4 * PAGE
+    with pytest.raises(
+        OutOfMemory,
+        match=rf"out of memory: a context of 160 tokens .* {5 * page:,} bytes .* {4 * page:,} bytes .*lower max_model_len to 128",
+    ):
+        card(checkpoint, budget=4 * page, length=5 * PAGE)
 
 
 def test_without_room_for_one_page_the_load_fails_with_the_numbers(checkpoint: Checkpoint) -> None:
