@@ -12,6 +12,7 @@ import httpx
 import pytest
 from gateway.stand_in import StandInCatalog, config, two_models
 from openai import AsyncOpenAI
+from starlette.applications import Starlette
 
 from inferloom.gateway.app import build_app
 from inferloom.gateway.exchange import Limits
@@ -23,6 +24,7 @@ from inferloom.gateway.service import Service
 class Gateway:
     """A running gateway and clients for it."""
 
+    app: Starlette
     catalog: StandInCatalog
     service: Service
     port: int
@@ -52,7 +54,7 @@ async def serving(
         async with httpx.AsyncClient(base_url=base, timeout=10) as http:
             client = AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
             async with client:
-                yield Gateway(catalog, app.state.service, port, http, client)
+                yield Gateway(app, catalog, app.state.service, port, http, client)
     finally:
         listener.should_exit = True
         listener.force_exit = True

@@ -58,6 +58,62 @@ async def test_a_client_that_leaves_a_whole_answer_cancels_the_run(gateway):
     await until(lambda: gateway.catalog.leases == 0)
 
 
+async def test_a_client_that_leaves_after_a_long_body_cancels_the_run(gateway):
+    gateway.talker.hold_after = 2
+    long = {"messages": [{"role": "user", "content": "x" * 300_000}]}  # reading was paused meanwhile
+    _, writer = await raw(gateway, long)
+    await asyncio.wait_for(gateway.talker.started.wait(), 5)
+    writer.close()
+    await asyncio.wait_for(gateway.talker.cancelled.wait(), 5)
+    await until(lambda: gateway.catalog.leases == 0)
+
+
+async def test_a_client_that_leaves_its_second_request_cancels_that_run(gateway):
+    reader, writer = await raw(gateway, BODY)
+    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    await until(lambda: len(gateway.service.exchanges) == 0)
+    gateway.talker.started.clear()
+    gateway.talker.hold_after = 2
+    content = json.dumps(BODY).encode()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+    )
+    await asyncio.wait_for(gateway.talker.started.wait(), 5)
+    writer.close()
+    await asyncio.wait_for(gateway.talker.cancelled.wait(), 5)
+
+
+async def test_where_no_server_tells_of_a_leaving_client_it_is_waited_for(gateway):
+    """Under any other ASGI host."""
+    gateway.talker.hold_after = 2
+    left = asyncio.Event()
+    content = json.dumps(BODY).encode()
+    messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise AssertionError("nobody is there to be answered")
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+    }
+    serving = asyncio.create_task(gateway.app(scope, receive, send))
+    await asyncio.wait_for(gateway.talker.started.wait(), 5)
+    left.set()
+    await asyncio.wait_for(gateway.talker.cancelled.wait(), 5)
+    await asyncio.wait_for(serving, 5)
+
+
 async def test_a_client_that_leaves_while_its_model_loads_gives_up_the_wait(gateway):
     gateway.catalog.default.gate = asyncio.Event()
     _, writer = await raw(gateway, BODY | {"stream": True})
