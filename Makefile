@@ -13,7 +13,7 @@ PORT   ?= 8080
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format docs bench clean
+.PHONY: help serve test lint format docs bench soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: $(VENV)/.dev ## the benchmarks, beside peers started in the same run (abo
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/engine.py
+
+soak: $(VENV)/.serve ## 200 swaps of two models under request load: nothing lost, nothing left (about two minutes)
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean: ## remove the virtual environments and every cache of this checkout
 	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
