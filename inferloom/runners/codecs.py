@@ -1,10 +1,12 @@
 """Codecs outlive their models' workers: a reload takes the tokenizer that was read before, while its files are the same.
 
-Reading one takes up to a second and tens of megabytes; a model that is unloaded and reloaded all day must cost neither.
+Reading one takes up to a second and tens of megabytes; a model that is unloaded and reloaded all day must cost neither,
+and two models that share a tokenizer share its codec, also where they are loaded at the same time.
 """
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +27,9 @@ def codec_of(
     files += [
         Path(template) for template in (chat_template, jinja_explicit) if template and "\n" not in template
     ]
-    return _load(checkpoint, chat_template, jinja_explicit, tuple(filter(None, map(_stamp, files))))
+    key = (checkpoint, chat_template, jinja_explicit, tuple(filter(None, map(_stamp, files))))
+    with _turn(*key):
+        return _load(*key)
 
 
 def _stamp(file: Path) -> Stamp | None:
@@ -34,6 +38,12 @@ def _stamp(file: Path) -> Stamp | None:
     except (OSError, ValueError):  # a template's text that looks like a path, or a file that has just gone
         return None
     return str(file), found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=KEPT)
+def _turn(*key: object) -> threading.Lock:
+    """For those who want the same codec: the first reads it, the others find it read."""
+    return threading.Lock()
 
 
 @lru_cache(maxsize=KEPT)

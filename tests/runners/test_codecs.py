@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from factories.checkpoints import make_checkpoint
@@ -34,3 +35,10 @@ def test_another_template_is_another_codec(tmp_path: Path) -> None:
     assert own is codec_of(checkpoint, chat_template=str(page))
     page.write_text(TEMPLATE + "!")
     assert own is not codec_of(checkpoint, chat_template=str(page))
+
+
+def test_models_that_load_at_the_same_time_share_one_codec(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: codec_of(checkpoint), range(4))
+    assert all(other is first for other in others)
