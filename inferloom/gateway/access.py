@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from inferloom.config.schema import ServerConfig
 from inferloom.errors import ConfigError, Forbidden, InferloomError, Unauthorized
@@ -25,7 +26,7 @@ class Access:
 
     @classmethod
     def from_config(cls, server: ServerConfig) -> Access:
-        """Keys of the configuration and of `INFERLOOM_API_KEYS` (comma-separated)."""
+        """Keys of the configuration, of `INFERLOOM_API_KEYS` (comma-separated) and of `INFERLOOM_API_KEYS_FILE`."""
         return cls(api_keys(server), insecure=server.insecure)
 
     def refusal(
@@ -70,8 +71,25 @@ class Access:
 
 
 def api_keys(server: ServerConfig) -> list[str]:
+    """Every key a client may present. Raises `ConfigError` for a file of keys that cannot be read or holds none."""
     from_environment = [key.strip() for key in os.environ.get("INFERLOOM_API_KEYS", "").split(",")]
-    return [key for key in (*server.api_keys, *from_environment) if key]
+    return [key for key in (*server.api_keys, *from_environment, *_keys_of_file()) if key]
+
+
+def _keys_of_file() -> list[str]:
+    """One key a line, as a mounted secret has it; lines that begin with # are comments."""
+    path = os.environ.get("INFERLOOM_API_KEYS_FILE")
+    if not path:
+        return []
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"INFERLOOM_API_KEYS_FILE: {path} cannot be read: {reason}") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:  # whoever names a file means to have keys
+        raise ConfigError(f"INFERLOOM_API_KEYS_FILE: {path} holds no key; write one a line")
+    return keys
 
 
 def check_binding(server: ServerConfig) -> None:

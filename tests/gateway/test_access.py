@@ -7,7 +7,7 @@ import pytest
 
 from inferloom.config.schema import ServerConfig
 from inferloom.errors import ConfigError
-from inferloom.gateway.access import Access, check_binding
+from inferloom.gateway.access import Access, api_keys, check_binding
 
 LOCAL = [(b"host", b"127.0.0.1:8080")]
 
@@ -67,6 +67,31 @@ def test_keys_come_from_the_environment_too(monkeypatch):
     for key in (b"a", b"b", b"c"):
         assert refusal(access, headers=[(b"authorization", b"Bearer " + key)]) is None
     assert refusal(access, headers=[(b"authorization", b"Bearer ")]) == 401
+
+
+def test_keys_come_from_a_file_too(monkeypatch, tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("# of the team\nc\n\n d \n")
+    monkeypatch.setenv("INFERLOOM_API_KEYS", "a")
+    monkeypatch.setenv("INFERLOOM_API_KEYS_FILE", str(path))
+    assert api_keys(ServerConfig()) == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff", "it is not UTF-8 text"),
+        (b"# none\n", "holds no key"),
+    ],
+)
+def test_a_file_of_keys_that_brings_none_is_an_error(monkeypatch, tmp_path, content, words):
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("INFERLOOM_API_KEYS_FILE", str(path))
+    with pytest.raises(ConfigError, match=words):
+        api_keys(ServerConfig())
 
 
 def test_listening_to_strangers_without_keys_is_refused(monkeypatch):
