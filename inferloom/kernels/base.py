@@ -33,11 +33,11 @@ class Kernels(ABC):
 
     @abstractmethod
     def padded_rows(self, rows: int, dtype: torch.dtype) -> int:
-        """Rows to give to `linear` so that a row's sum does not depend on how many others there are."""
+        """Rows to give to `linear` so that in float32 a row's sum does not depend on how many others there are."""
 
     @abstractmethod
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x [T, in] @ weight [out, in].T + bias [out] → [T, out], of any strides. Invariant for `padded_rows` rows."""
+        """x [T, in] @ weight [out, in].T + bias [out] → [T, out], of any strides. Invariant in float32, for `padded_rows` rows."""
 
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -19,7 +19,22 @@ def _turned_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     if rows > 16:
         return rows % 16 == 0
+    if rows == 16 and torch.get_num_threads() > 1:
+        return True
     return rows > 8 and 2 * weight.shape[1] >= 5 * weight.shape[0]
+
+
+def _row_by_row(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [1 or 2, in] @ weight.T by torch's own matrix-vector product, which reads bfloat16 weights at the pace of the
+    memory. oneDNN, which torch prefers when asked plainly, repacks them on every call and takes 2.5 times as long; from
+    3 rows on it wins all the same."""
+    torch._C._set_mkldnn_enabled(False)  # the public setter warns on every call
+    try:
+        if x.shape[0] == 1:
+            return F.linear(x, weight)
+        return torch.cat([F.linear(row, weight) for row in (x[:1], x[1:])])
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 class ReferenceKernels(Kernels):
@@ -29,26 +44,31 @@ class ReferenceKernels(Kernels):
         self._scratch = Scratch()
 
     def padded_rows(self, rows: int, dtype: torch.dtype) -> int:
-        # Found by comparing bits: with fewer than 2 rows of a 16-bit type oneDNN, and with a share of fewer than 4
-        # rows of float32 in any thread MKL, picks a kernel that adds up in another order.
+        # Found by comparing bits: with a share of fewer than 4 rows of float32 in any thread MKL picks a kernel that
+        # adds up in another order.
         if dtype == torch.float32:
             whole = 4 * torch.get_num_threads()
             return -(-rows // whole) * whole
-        return max(rows, 2)
+        return rows
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if (
-            bias is None
-            and weight.dtype in _HALF
-            and weight.device.type == "cpu"
-            and _turned_is_faster(x, weight)
-        ):
-            # The weights as the left factor: oneDNN repacks the right one on every call.
-            return torch.mm(weight, x.t()).t()
+        if weight.device.type == "cpu" and weight.dtype in _HALF:
+            if x.shape[0] <= 2 and weight.dtype == torch.bfloat16:
+                out = _row_by_row(x, weight)
+                return out if bias is None else out.add_(bias)
+            if bias is None and _turned_is_faster(x, weight):
+                # The weights as the left factor: oneDNN repacks the right one on every call.
+                return torch.mm(weight, x.t()).t()
         return F.linear(x, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, (x.shape[-1],), weight, eps)
+        # torch's own writes every intermediate result to new memory: several times as long for the rows of a prefill
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+        return wide.mul_(scale).mul_(weight).to(x.dtype)
 
     def rope_and_write(
         self,
