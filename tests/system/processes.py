@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -54,6 +55,11 @@ class Process:
     @property
     def descriptors(self) -> int:
         return sum(1 for _ in (self.folder / "fd").iterdir())
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory."""
+        return int((self.folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def children(self) -> list[Process]:
