@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from factories.checkpoints import make_checkpoint
 from worker_driving import becomes, descriptors, gone
 
 from inferloom.catalog.catalog import Catalog
@@ -19,29 +17,16 @@ from inferloom.catalog.lifecycle import State, Transition
 from inferloom.config.schema import Config, DriverConfig, ModelConfig, ServerConfig
 from inferloom.errors import (
     Cancelled,
-    InferloomError,
-    InvalidFormat,
     LoadFailed,
     ModelUnavailable,
     RequestTimeout,
-    SourceNotFound,
-    Unsupported,
     WorkerDied,
 )
 from inferloom.runners.base import ModelRunner, RunHandle
-from inferloom.runners.local import LocalRunner
 from inferloom.types import ExecuteBatch
-from inferloom.worker.pool import LIGHT, WorkerPool
+from inferloom.worker.pool import WorkerPool
 
 Open = Callable[..., Catalog]
-
-
-@pytest.fixture
-async def pool() -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(preload=LIGHT)
-    await pool.start()
-    yield pool
-    await pool.stop()
 
 
 @pytest.fixture
@@ -187,54 +172,6 @@ async def test_a_failed_load_is_retried_at_once_and_then_paced(catalogs: Open) -
     with pytest.raises(LoadFailed):
         await catalog.load("a")  # the operator's own call is not paced
     assert len(seen) == 6
-
-
-async def test_a_folder_that_vanishes_is_not_taken_for_a_hub_repository(
-    pool: WorkerPool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_checkpoint(tmp_path / "owner" / "model", "llama")
-    monkeypatch.chdir(tmp_path)
-    model = ModelConfig(name="a", lazy=True, source="owner/model", driver=DriverConfig(type="dummy"))
-    catalog = Catalog(Config(model=[model]), pool)
-    await answer(catalog)
-    await catalog.unload("a")
-    assert catalog.status("a").word == "unloaded"
-    shutil.rmtree(tmp_path / "owner")
-    assert catalog.status("a").word == "no_loader_config"
-    with pytest.raises(SourceNotFound, match="there is no file or folder"):
-        await catalog.reload("a")
-    assert catalog.status("a").word == "no_loader_config"
-    await catalog.close()
-
-
-async def test_a_checkpoint_that_cannot_be_run_is_an_invalid_format_and_no_fault_of_the_request(
-    catalogs: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def refuse(*_: Any) -> Any:
-        raise Unsupported("the architecture T5", "this engine runs others")
-
-    monkeypatch.setattr(LocalRunner, "load_weights", refuse)
-    catalog = catalogs(a={})
-    seen = watch(catalog)
-    with pytest.raises(InvalidFormat, match="invalid format: the architecture T5 is not supported") as caught:
-        await answer(catalog)
-    assert caught.value.status == 503
-    assert states(seen) == [State.LOADING, State.FAILED]
-
-
-async def test_a_source_that_is_gone_is_not_tried_twice_and_has_its_word(
-    pool: WorkerPool, tmp_path: Any
-) -> None:
-    model = ModelConfig(
-        name="a", lazy=True, source=str(tmp_path / "nothing"), driver=DriverConfig(type="dummy")
-    )
-    catalog = Catalog(Config(model=[model]), pool)
-    seen = watch(catalog)
-    with pytest.raises(InferloomError):
-        await answer(catalog)
-    assert states(seen) == [State.LOADING, State.FAILED]
-    assert catalog.status("a").word == "no_loader_config"
-    await catalog.close()
 
 
 async def test_a_crash_in_mid_stream_fails_that_stream_and_the_next_request_is_answered(
