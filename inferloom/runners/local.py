@@ -226,6 +226,8 @@ class LocalRunner(ModelRunner):
             )
         if batch.token_ids is not None:
             embedding.check_token_ids(batch.token_ids, card.vocab_size, param="prompt")
+        if batch.sampling.logit_bias:
+            embedding.check_token_ids([*batch.sampling.logit_bias], card.vocab_size, param="logit_bias")
         embedding.check_token_ids(batch.stop_token_ids, card.vocab_size, param="stop")
         batch = with_system_prompt(batch, self._model.system_prompt)
         if text_length(batch) > LONG_TEXT:

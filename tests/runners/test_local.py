@@ -31,6 +31,7 @@ from inferloom.types import (
     EmbedBatch,
     ExecuteBatch,
     LoadProgress,
+    Sampling,
     TokenChunk,
 )
 from inferloom.worker.pool import WorkerPool
@@ -165,6 +166,9 @@ async def test_token_ids_outside_the_vocabulary_are_refused(start: Start) -> Non
         await runner.execute(ask(None, token_ids=[1, 5000]))
     with pytest.raises(InvalidRequest, match="token id 6000 is not in this model's vocabulary"):
         await runner.execute(ask("x", stop_token_ids=(6000,)))
+    with pytest.raises(InvalidRequest, match="token id 7000 is not in this model's vocabulary") as caught:
+        await runner.execute(ask("x", sampling=Sampling(logit_bias={1: 1.0, 7000: -1.0})))
+    assert caught.value.param == "logit_bias"
 
 
 async def test_an_empty_prompt_without_a_bos_is_refused(start: Start) -> None:
