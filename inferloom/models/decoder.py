@@ -132,15 +132,25 @@ class Decoder(Executor):
                 pool=pool,
                 plan=plan,
             )
-            x += layer.o(kernels.paged_attention(q, pool, plan, layer.window))
+            mixed = kernels.paged_attention(q, pool, plan, layer.window)
+            if (
+                layer is self._weights.layers[-1]
+            ):  # from here on rows are on their own: only those asked for go on
+                if not batch.logit_rows:
+                    return torch.empty(0, self.vocab_size, device=self.device)
+                x, mixed = self._wanted(x, mixed, batch.logit_rows, rows=rows)
+            x += layer.o(mixed)
             h = kernels.rms_norm(x, layer.post_norm, eps)
             x += layer.down(kernels.gated(layer.gate(h), layer.up(h), spec.activation))
-        return self._logits(x, batch.logit_rows)
+        x = kernels.rms_norm(x, self._weights.norm, eps)
+        return self._weights.head(x)[: len(batch.logit_rows)].contiguous().float()
 
-    def _logits(self, x: torch.Tensor, wanted: list[int]) -> torch.Tensor:
-        if not wanted:
-            return torch.empty(0, self.vocab_size, device=self.device)
+    def _wanted(
+        self, x: torch.Tensor, mixed: torch.Tensor, wanted: list[int], *, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of the residual stream and of the attention's output that logits are asked of, padded."""
+        if wanted == list(range(rows)):
+            return x, mixed
         padding = self._kernels.padded_rows(len(wanted), self._dtype) - len(wanted)
         index = torch.tensor(wanted + wanted[:1] * padding, device=self.device)
-        x = self._kernels.rms_norm(x.index_select(0, index), self._weights.norm, self.spec.norm_eps)
-        return self._weights.head(x)[: len(wanted)].float().contiguous()
+        return x.index_select(0, index), mixed.index_select(0, index)

@@ -19,7 +19,7 @@ def _turned_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     if rows > 16:
         return rows % 16 == 0
-    if rows == 16 and torch.get_num_threads() > 1:
+    if rows > 8 and torch.get_num_threads() > 1 and (rows == 16 or weight.numel() <= 1 << 20):
         return True
     return rows > 8 and 2 * weight.shape[1] >= 5 * weight.shape[0]
 
