@@ -58,6 +58,22 @@ async def test_a_wrong_field_is_named(gateway, fields, param):
 
 
 @pytest.mark.parametrize(
+    "fields, choices",
+    [
+        ({"response_format": {"type": "xml"}}, '"json_object", "json_schema", "text"'),
+        (
+            {"messages": [{"role": "king", "content": "x"}]},
+            '"assistant", "developer", "system", "tool", "user"',
+        ),
+        ({"tool_choice": "must"}, '"auto", "none", "required"'),
+    ],
+)
+async def test_where_only_some_words_are_understood_they_are_told(gateway, fields, choices):
+    message = (await post(gateway, **fields)).json()["error"]["message"]
+    assert message.endswith(f"it must be one of {choices}.")
+
+
+@pytest.mark.parametrize(
     "fields, param",
     [
         ({"audio": {"voice": "a"}}, "audio"),

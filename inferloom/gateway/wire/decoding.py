@@ -21,6 +21,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_STEP = re.compile(r"\w+|\[[^\]]*\]")  # of a place: a field's name, or an index
 _FIELD = re.compile(r"`([^`]+)`")
 _CURABLE = re.compile(r"unknown field|Expected `int[^`]*`, got `float`")
 _PRINTABLE = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
@@ -43,7 +44,7 @@ class BodyDecoder(Generic[T]):
             request = self._decoder.decode(body)
         except msgspec.ValidationError as error:
             if not _CURABLE.search(str(error)):
-                raise _invalid(error) from None
+                raise _invalid(error, self._shape) from None
             request = self._decode_slowly(body, ignored)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(error, body) from None
@@ -65,7 +66,7 @@ class BodyDecoder(Generic[T]):
         try:
             return msgspec.convert(data, self._type)
         except msgspec.ValidationError as error:
-            raise _invalid(error) from None
+            raise _invalid(error, self._shape) from None
 
 
 def understood(data: Any, shape: msgspec.inspect.Type, place: str, unknown: list[str]) -> Any:
@@ -125,16 +126,42 @@ def _too_deep() -> InvalidRequest:
     return InvalidRequest(f"The JSON is nested deeper than {MAX_DEPTH} levels.", code="nested_too_deep")
 
 
-def _invalid(error: msgspec.ValidationError) -> InvalidRequest:
+def _invalid(error: msgspec.ValidationError, shape: msgspec.inspect.Type) -> InvalidRequest:
     text = str(error)
     place = _PLACE.search(text)
     if place is not None:
         param = place.group(1).removesuffix("[...]")
+        if text.startswith("Invalid enum value"):
+            allowed = ", ".join(msgspec.json.encode(value).decode() for value in _choices(shape, param))
+            return InvalidRequest(f"Invalid value for '{param}': it must be one of {allowed}.", param=param)
         return InvalidRequest(f"Invalid value for '{param}': {_lower(text[: place.start()])}.", param=param)
     field = _FIELD.search(text)
     if "missing required field" in text and field is not None:
         return InvalidRequest(f"Missing required field '{field.group(1)}'.", param=field.group(1))
     return InvalidRequest(f"The body is not valid: {_lower(text)}.")
+
+
+def _choices(shape: msgspec.inspect.Type, place: str) -> list[object]:
+    """The values that may stand at a place such as `messages[0].role`."""
+    shapes = [shape]
+    for step in _STEP.findall(place):
+        inner: list[msgspec.inspect.Type] = []
+        for one in _members(shapes):
+            if isinstance(one, msgspec.inspect.StructType):
+                inner += [field.type for field in one.fields if field.encode_name == step]
+            elif isinstance(one, msgspec.inspect.ListType):
+                inner.append(one.item_type)
+        shapes = inner
+    literals = [one for one in _members(shapes) if isinstance(one, msgspec.inspect.LiteralType)]
+    return [value for literal in literals for value in literal.values]
+
+
+def _members(shapes: list[msgspec.inspect.Type]) -> list[msgspec.inspect.Type]:
+    """The shapes with every union taken apart."""
+    found: list[msgspec.inspect.Type] = []
+    for shape in shapes:
+        found += shape.types if isinstance(shape, msgspec.inspect.UnionType) else (shape,)
+    return found
 
 
 def _malformed(error: Exception, body: bytes) -> InvalidRequest:
