@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
+from inferloom.errors import ModelNotFound
 from inferloom.gateway.call import Call
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.models import ModelDetails, ModelList, ModelObject
@@ -44,7 +45,11 @@ async def list_models(service: Service, call: Call) -> None:
 async def show_model(service: Service, call: Call) -> None:
     """One model, by id, alias or `default`; the id is echoed as it was asked for."""
     asked: str = call.scope["path_params"]["model_id"]
-    entry, _ = service.resolve(call, asked or "\0")
+    if not asked:
+        raise ModelNotFound(
+            "model not found: the path ends without a name; GET /v1/models lists them.", param="model"
+        )
+    entry, _ = service.resolve(call, asked)
     config = entry.config
     status = service.catalog.status(entry.id)
     card = status.card

@@ -73,7 +73,9 @@ async def test_what_an_unloaded_model_does_not_know_is_null(gateway):
 async def test_an_unknown_model_is_not_found(gateway, name):
     response = await gateway.http.get(f"/v1/models/{name}")
     assert response.status_code == 404
-    assert response.json()["error"]["code"] == "model_not_found"
+    error = response.json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["message"].startswith("model not found: ") and "\0" not in error["message"]
 
 
 async def test_the_official_client_meets_not_found(gateway):
