@@ -157,9 +157,9 @@ class DriverConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = msgspec.field(default_factory=_cpu)
     tensor_parallel_size: Annotated[Positive, Meta(description="Devices that share one forward pass.")] = 1
-    activation_dtype: Annotated[Text, Meta(description="Type computed in: float32, bfloat16 or float16.")] = (
-        "bfloat16"
-    )
+    activation_dtype: Annotated[
+        Text, Meta(description="Type computed in (not by encoders): float32, bfloat16, float16.")
+    ] = "bfloat16"
     random_seed: Annotated[int, Meta(ge=0, description="Seed of sampling where a request brings none.")] = 42
     options: Annotated[dict[str, Any], Meta(description="The driver's own options.")] = {}
 
