@@ -167,7 +167,7 @@ class Entry:
         except asyncio.CancelledError:
             if not flight.cancelled() or _being_cancelled():
                 raise
-            if flight is self._stopped:
+            if flight is self._stopped and not paced:  # a request goes on waiting and loads it again
                 raise ModelUnavailable(
                     f"the load of {self.id} was stopped by an unload; ask again to load it", retry_after=1.0
                 ) from None

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -50,6 +57,7 @@ class Metrics:
     """What is counted, and how it is shown."""
 
     def __init__(self, models: Callable[[], Iterable[ModelRow]]) -> None:
+        disable_created_metrics()  # a time of creation beside every counter would double the page
         self.registry = CollectorRegistry()
         registry = self.registry
         self._requests = Counter(

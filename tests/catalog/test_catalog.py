@@ -278,13 +278,23 @@ async def test_a_drain_that_takes_too_long_ends_streams(catalogs: Open) -> None:
 
 async def test_unloading_while_loading_stops_the_load(catalogs: Open, pool: WorkerPool) -> None:
     catalog = catalogs(a={"load_secs": 30.0})
-    waiting = asyncio.create_task(answer(catalog))
+    waiting = asyncio.create_task(catalog.load("a"))
     await becomes(lambda: bool(pool.workers))
     status = await catalog.unload("a")
     assert status.state is State.UNLOADED
     assert pool.workers == []
     with pytest.raises(ModelUnavailable, match="stopped by an unload"):
         await waiting
+
+
+async def test_a_request_outlasts_an_unload_of_the_load_it_waits_for(catalogs: Open, pool: WorkerPool) -> None:
+    catalog = catalogs(a={"load_secs": 0.3, "text": "A"})
+    waiting = asyncio.create_task(answer(catalog))
+    await becomes(lambda: bool(pool.workers))
+    await catalog.unload("a")
+    assert not waiting.done()
+    assert await waiting
+    assert catalog.status("a").loads == 1
 
 
 async def test_unloading_what_is_not_loaded_changes_nothing(catalogs: Open) -> None:
