@@ -57,7 +57,8 @@ class Metrics:
     """What is counted, and how it is shown."""
 
     def __init__(self, models: Callable[[], Iterable[ModelRow]]) -> None:
-        disable_created_metrics()  # a time of creation beside every counter would double the page
+        # a time of creation beside every counter would double the page
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         registry = self.registry
         self._requests = Counter(
