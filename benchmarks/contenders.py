@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 Prompts = list[list[int]]
 PAGES = 512  # of 32 tokens: 16 requests of 1,024 tokens
+REQUESTS = 16  # at a time
 
 
 class Contender(ABC):
@@ -161,8 +162,13 @@ class TransformersContinuous(Transformers):
             generation_config=GenerationConfig(
                 max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
             ),
+            # Said in full, or the manager that the first call makes is sized for that call's single request.
             continuous_batching_config=ContinuousBatchingConfig(
-                page_size=32, num_blocks=PAGES, max_batch_tokens=2048, allow_block_sharing=False
+                page_size=32,
+                num_blocks=PAGES,
+                max_batch_tokens=2048,
+                max_requests_per_batch=REQUESTS,
+                allow_block_sharing=False,
             ),
             persistent_manager=True,
             warmup=False,
