@@ -287,7 +287,9 @@ async def test_unloading_while_loading_stops_the_load(catalogs: Open, pool: Work
         await waiting
 
 
-async def test_a_request_outlasts_an_unload_of_the_load_it_waits_for(catalogs: Open, pool: WorkerPool) -> None:
+async def test_a_request_outlasts_an_unload_of_the_load_it_waits_for(
+    catalogs: Open, pool: WorkerPool
+) -> None:
     catalog = catalogs(a={"load_secs": 0.3, "text": "A"})
     waiting = asyncio.create_task(answer(catalog))
     await becomes(lambda: bool(pool.workers))
