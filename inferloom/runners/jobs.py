@@ -8,7 +8,6 @@ from inferloom.config.drivers import dummy_options, native_options
 from inferloom.config.schema import ModelConfig
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.sources.table import SHORT_NAMES
 from inferloom.text.codec import TextCodec
 from inferloom.worker.messages.job import WorkerJob
 
@@ -23,17 +22,13 @@ def native_job(
             "parallelism comes with a later version; leave one device in [model.driver] device"
         )
     options = native_options(model.driver)
-    dtype, activation = model.dtype, model.driver.activation_dtype
-    short = SHORT_NAMES.get(model.weights or "")
-    if dtype == "auto" and short is not None and short.dtype is not None:
-        dtype = activation = short.dtype  # what the table says this model needs to be right
     return WorkerJob(
         model=model.name,
         driver="native",
         checkpoint=checkpoint,
         device=devices,
-        dtype=dtype,
-        activation_dtype=activation,
+        dtype=model.dtype,
+        activation_dtype=model.driver.activation_dtype,
         threads=options.threads,
         max_model_len=model.max_model_len,
         max_batch_size=options.max_batch_size,
