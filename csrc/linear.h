@@ -1,0 +1,38 @@
+// A weight matrix as the operators see it: a view, owned by whoever mapped the file. Layouts: layouts.md.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace inferloom {
+
+enum class Layout : int32_t { F32 = 0, F16 = 1, BF16 = 2, Q8_32 = 3, Q8_ROW = 4, Q4_32 = 5 };
+
+constexpr int kRowBlock = 16;  // rows that a quantised layout interleaves, and lanes of a vector
+
+struct Linear {
+  Layout layout = Layout::BF16;
+  int32_t rows = 0;             // N, output features; 0: there is no such matrix
+  int32_t cols = 0;             // K, input features
+  const void* data = nullptr;   // [N, K] row-major for float layouts, else packed
+  const float* bias = nullptr;  // [N] or null
+
+  bool present() const { return rows != 0; }
+  bool quantised() const { return layout >= Layout::Q8_32; }
+  int32_t blocks() const { return (rows + kRowBlock - 1) / kRowBlock; }
+};
+
+// Bytes of one block of 16 rows.
+inline size_t block_bytes(const Linear& w) {
+  const size_t k = static_cast<size_t>(w.cols);
+  switch (w.layout) {
+    case Layout::F32: return kRowBlock * k * 4;
+    case Layout::F16:
+    case Layout::BF16: return kRowBlock * k * 2;
+    case Layout::Q8_32: return (k + 63) / 64 * 1088;
+    case Layout::Q8_ROW: return (k + 127) / 128 * 128 * kRowBlock + 64;
+    case Layout::Q4_32: return (k + 31) / 32 * 320;
+  }
+  return 0;
+}
+
+}  // namespace inferloom
