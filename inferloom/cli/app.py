@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "unload": Entry("models", "unload", "Unload a model of the running server."),
     "reload": Entry("models", "reload", "Reload a model of the running server."),
     "pull": Entry("pull", "pull", "Download a model, check it and make it ready to be served."),
+    "bench": Entry("bench", "bench", "Measure a server: tokens a second, latencies, a sweep over users."),
     "config": Entry("config", "app", "Write, show, change and check the configuration."),
     "from-config": Entry("multi", "from_config", "Serve the models of a TOML or JSON configuration file."),
     "multi-model": Entry("multi", "multi_model", "The older name of from-config.", hidden=True),

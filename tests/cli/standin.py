@@ -17,12 +17,13 @@ WORDS = ("The", " capital", " is", " Paris", ".")
 class StandIn:
     """`requests` holds the bodies that arrived; `left` is set when a reader left before the end."""
 
-    def __init__(self, *, endless: bool = False, fails: bool = False) -> None:
+    def __init__(self, *, endless: bool = False, fails: bool = False, refuses: str | None = None) -> None:
         self.requests: list[dict[str, object]] = []
         self.authorizations: list[str | None] = []
         self.left = False
         self._endless = endless
         self._fails = fails
+        self._refuses = refuses  # a field that is unknown to it
         self.app = Starlette(
             routes=[
                 Route("/v1/models", self._listing),
@@ -51,6 +52,8 @@ class StandIn:
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
+        if self._refuses in body:
+            return JSONResponse({"error": {"message": f"unknown field {self._refuses}"}}, 422)
         if body["messages"][-1]["content"] == "too long":
             error = {"message": "the prompt is too long", "code": "context_length_exceeded"}
             return JSONResponse({"error": error}, 400)
