@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from contenders import CONTENDERS, Prompts, Remote
 from figures import Figures, machine, table
-from peers import PEERS
+from peers.environments import PEERS
 
 QWEN = "qwen3-0.6b-shape"
 VOCABULARY = range(300, 49000)  # ids that both checkpoints have, none of them special

@@ -7,19 +7,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers"
 
 
-def environment(name: str, requirements: Sequence[str]) -> Path:
-    """The `bin` folder of a virtual environment that holds `requirements`; made where it is missing or another."""
+def environment(name: str, requirements: Sequence[str], *, without: Sequence[str] = ()) -> Path:
+    """The `bin` folder of a virtual environment that holds `requirements`; made where it is missing or another.
+
+    `without`: packages that come along and are taken out again."""
     folder = PEERS / name
     stamp = folder / "requirements.txt"
-    wanted = "\n".join(requirements) + "\n"
+    wanted = "\n".join([*requirements, *(f"-{package}" for package in without)]) + "\n"
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"making {folder.relative_to(ROOT)} with {', '.join(requirements)} …", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", *requirements], check=True)
+        pip = [folder / "bin" / "python", "-m", "pip"]
+        subprocess.run([*pip, "install", "-q", *requirements], check=True)
+        if without:
+            subprocess.run([*pip, "uninstall", "-q", "-y", *without], check=True)
         stamp.write_text(wanted)
     return folder / "bin"
 
