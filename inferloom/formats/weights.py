@@ -15,6 +15,8 @@ import torch
 
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.layouts import PackedTensor
+from inferloom.formats.packed_file import packed_entries
 from inferloom.formats.safetensors_file import TensorHeader, read_header
 
 _DTYPES = {
@@ -43,14 +45,15 @@ class OpenFile(msgspec.Struct, frozen=True):
         return same and (held.st_size, held.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
-class Weights(Mapping[str, torch.Tensor]):
-    """Tensors by name. They are read-only views of file mappings: writing to one ends the process."""
+class Weights(Mapping[str, torch.Tensor | PackedTensor]):
+    """Tensors by name, quantised matrices as `PackedTensor`. They are read-only views of file mappings: writing to one
+    ends the process."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor], files: list[OpenFile]) -> None:
+    def __init__(self, tensors: dict[str, torch.Tensor | PackedTensor], files: list[OpenFile]) -> None:
         self._tensors = tensors
         self.files = files
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> torch.Tensor | PackedTensor:
         return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -62,7 +65,7 @@ class Weights(Mapping[str, torch.Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def close(self) -> None:
         """Let go of the tensors and the descriptors; a mapping goes with the last tensor that uses it."""
@@ -78,7 +81,7 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     Raises `InvalidFormat` for a damaged file or one that holds more than tensors, `LoadFailed` for one that cannot be
     opened.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor | PackedTensor] = {}
     files: list[OpenFile] = []
     try:
         for name in checkpoint.weights:
@@ -104,14 +107,21 @@ def _open(path: str) -> OpenFile:
     return OpenFile(path, descriptor, status.st_size, status.st_mtime_ns)
 
 
-def _mapped(file: OpenFile) -> dict[str, torch.Tensor]:
+def _mapped(file: OpenFile) -> dict[str, torch.Tensor | PackedTensor]:
     header = read_header(Path(file.path), descriptor=file.fd)
     mapping = mmap.mmap(file.fd, file.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*not writable.*"
         )  # that nobody can write to them is the point
-        return {name: _view(mapping, tensor) for name, tensor in header.tensors.items()}
+        tensors: dict[str, torch.Tensor | PackedTensor] = {
+            name: _view(mapping, tensor) for name, tensor in header.tensors.items()
+        }
+    for name, (layout, shape) in packed_entries(header, Path(file.path).name).items():
+        data = tensors[name]
+        assert isinstance(data, torch.Tensor)
+        tensors[name] = PackedTensor(layout, shape, data)
+    return tensors
 
 
 def _view(mapping: mmap.mmap, header: TensorHeader) -> torch.Tensor:
@@ -131,7 +141,7 @@ def _view(mapping: mmap.mmap, header: TensorHeader) -> torch.Tensor:
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=header.offset).view(header.shape)
 
 
-def _pickled(file: OpenFile) -> dict[str, torch.Tensor]:
+def _pickled(file: OpenFile) -> Mapping[str, torch.Tensor | PackedTensor]:
     name = Path(file.path).name
     loaded: object = None
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inferloom.formats.layouts import PackedTensor
 from inferloom.kernels.plan import AttentionPlan
 
 
@@ -38,6 +39,10 @@ class Kernels(ABC):
     @abstractmethod
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, in] @ weight [out, in].T + bias [out] → [T, out], of any strides. Invariant in float32, for `padded_rows` rows."""
+
+    @abstractmethod
+    def packed_linear(self, x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`linear` with a quantised weight."""
 
     @abstractmethod
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from inferloom.formats.layouts import PackedTensor, dequantise
 from inferloom.kernels.base import HeadShape, Kernels
 from inferloom.kernels.plan import AttentionPlan
 from inferloom.kernels.reference.attention import Scratch, attend
@@ -60,6 +61,10 @@ class ReferenceKernels(Kernels):
                 # The weights as the left factor: oneDNN repacks the right one on every call.
                 return torch.mm(weight, x.t()).t()
         return F.linear(x, weight, bias)
+
+    def packed_linear(self, x: torch.Tensor, weight: PackedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+        # For comparison: an executor of these operators dequantises once, when it loads.
+        return self.linear(x, dequantise(weight, x.dtype).to(x.device), bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         if x.dtype == torch.float32:

@@ -1,0 +1,111 @@
+"""The quantised weight layouts as bytes: sizes, and the order in which sixteen rows are interleaved. numpy alone.
+
+`csrc/layouts.md` says what each layout is; `csrc/linear.h` has the same numbers and sizes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROWS = 16  # that a quantised layout interleaves
+GROUP = 32  # columns that share a scale in Q8_32 and Q4_32
+_QUAD = 4  # consecutive columns of a row that lie together
+
+
+class Layout(IntEnum):
+    """How a matrix lies in memory; the numbers are those of `csrc/linear.h`."""
+
+    F32 = 0
+    F16 = 1
+    BF16 = 2
+    Q8_32 = 3
+    Q8_ROW = 4
+    Q4_32 = 5
+
+    @property
+    def quantised(self) -> bool:
+        return self >= Layout.Q8_32
+
+    @property
+    def bits(self) -> int:
+        """Of a value, without its share of a scale."""
+        return {Layout.F32: 32, Layout.F16: 16, Layout.BF16: 16, Layout.Q4_32: 4}.get(self, 8)
+
+
+# Columns are padded to a multiple of this.
+COLUMNS = {Layout.Q8_32: 2 * GROUP, Layout.Q8_ROW: 128, Layout.Q4_32: GROUP}
+
+
+def padded(shape: tuple[int, int], layout: Layout) -> tuple[int, int]:
+    """(rows, columns) with what a quantised layout adds to them."""
+    rows, columns = shape
+    step = COLUMNS[layout]
+    return -(-rows // ROWS) * ROWS, -(-columns // step) * step
+
+
+def block_bytes(columns: int, layout: Layout) -> int:
+    """Bytes of sixteen rows of `columns` values in a quantised layout."""
+    if layout is Layout.Q4_32:
+        return -(-columns // 32) * 320
+    if layout is Layout.Q8_32:
+        return -(-columns // 64) * 1088
+    return -(-columns // 128) * 128 * ROWS + 64
+
+
+def packed_bytes(shape: tuple[int, int], layout: Layout) -> int:
+    """Bytes of a whole matrix in a quantised layout."""
+    return -(-shape[0] // ROWS) * block_bytes(shape[1], layout)
+
+
+def interleave_q4_32(
+    nibbles: NDArray[np.uint8], scales: NDArray[np.float16], minima: NDArray[np.float16]
+) -> NDArray[np.uint8]:
+    """`nibbles` [rows, groups, 16]: byte j of a group holds column j low and column 16 + j high, as GGUF has them;
+    `scales` and `minima` [rows, groups]. Rows are a multiple of 16. → [rows / 16, groups * 320]."""
+    rows, groups, _ = nibbles.shape
+    blocks = rows // ROWS
+    out = np.empty((blocks, groups, 320), np.uint8)
+    quads = np.ascontiguousarray(nibbles).view(np.uint32).reshape(blocks, ROWS, groups, _QUAD)
+    out[..., :256] = (
+        np.ascontiguousarray(quads.transpose(0, 2, 3, 1)).view(np.uint8).reshape(blocks, groups, 256)
+    )
+    out[..., 256:288] = _of_sixteen(scales, groups)
+    out[..., 288:] = _of_sixteen(minima, groups)
+    return out.reshape(blocks, groups * 320)
+
+
+def interleave_q8_32(values: NDArray[np.uint8], scales: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """`values` [rows, groups, 32], biased by 128; `scales` [rows, groups]. Rows are a multiple of 16, groups of 2.
+    → [rows / 16, groups / 2 * 1088]."""
+    rows, groups, _ = values.shape
+    blocks, pairs = rows // ROWS, groups // 2
+    out = np.empty((blocks, pairs, 1088), np.uint8)
+    quads = np.ascontiguousarray(values).view(np.uint32).reshape(blocks, ROWS, pairs, 2 * GROUP // _QUAD)
+    out[..., :1024] = (
+        np.ascontiguousarray(quads.transpose(0, 2, 3, 1)).view(np.uint8).reshape(blocks, pairs, 1024)
+    )
+    out[..., 1024:] = _of_sixteen(scales, groups).reshape(blocks, pairs, 64)
+    return out.reshape(blocks, pairs * 1088)
+
+
+def interleave_q8_row(values: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """`values` [rows, columns], biased by 128; `scales` [rows]. Rows are a multiple of 16, columns of 128.
+    → [rows / 16, 16 * columns + 64]."""
+    rows, columns = values.shape
+    blocks = rows // ROWS
+    out = np.empty((blocks, ROWS * columns + 64), np.uint8)
+    quads = np.ascontiguousarray(values).view(np.uint32).reshape(blocks, ROWS, columns // _QUAD)
+    out[:, : ROWS * columns] = (
+        np.ascontiguousarray(quads.transpose(0, 2, 1)).view(np.uint8).reshape(blocks, -1)
+    )
+    out[:, ROWS * columns :] = np.ascontiguousarray(scales).view(np.uint8).reshape(blocks, 64)
+    return out
+
+
+def _of_sixteen(numbers: NDArray[np.float16], groups: int) -> NDArray[np.uint8]:
+    """[rows, groups] of float16 as the bytes [rows / 16, groups, 32]."""
+    turned = np.ascontiguousarray(numbers.reshape(-1, ROWS, groups).transpose(0, 2, 1))
+    return turned.view(np.uint8).reshape(-1, groups, 32)
