@@ -56,7 +56,9 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="Type of the weights: auto, float32, bfloat16, float16.")
     ] = None,
-    quantization: Annotated[str | None, typer.Option(help="Not in this version.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8, int4; awq or gptq for a checkpoint that is.")
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="Not in this version.")] = None,
     adapter_type: Annotated[str | None, typer.Option(help="Not in this version.")] = None,
     model_class: Annotated[str | None, typer.Option(help="Not in this version.")] = None,

@@ -11,7 +11,9 @@ from inferloom.config.ids import id_problems
 from inferloom.config.later import later_problems
 from inferloom.config.lines import Path
 from inferloom.config.problems import Problems, did_you_mean, dotted
+from inferloom.config.quantization import scheme
 from inferloom.config.schema import Config, DriverConfig, ModelConfig
+from inferloom.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_ALIASES = {
@@ -73,6 +75,7 @@ def _models(config: Config) -> Iterator[tuple[Path, str]]:
         yield from _source(model, at)
         yield from _driver_type(model.driver, (*at, "driver", "type"))
         yield from _dtype(model.dtype, (*at, "dtype"), known=("auto", *DTYPES))
+        yield from _quantization(model, at)
         yield from _dtype(model.driver.activation_dtype, (*at, "driver", "activation_dtype"), known=DTYPES)
 
 
@@ -103,12 +106,26 @@ def _driver_type(driver: DriverConfig, path: Path) -> Iterator[tuple[Path, str]]
         )
 
 
+def _quantization(model: ModelConfig, at: Path) -> Iterator[tuple[Path, str]]:
+    path = (*at, "quantization")
+    try:
+        name = scheme(model.quantization, where=dotted(path))
+    except ConfigError as error:
+        yield path, error.message
+        return
+    if name != "none" and model.driver.type != "native":
+        yield (
+            path,
+            f"{dotted(path)}: the driver {quoted(model.driver.type)} has no weights to quantise; leave it out.",
+        )
+
+
 def _dtype(dtype: str, path: Path, *, known: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
     if dtype in known:
         return
     names = ", ".join(quoted(name) for name in known)
     if _QUANTISED.match(dtype):
-        reason = "quantised weights stay 16 bits wide until the native operators come, with a later version"
+        reason = "quantised weights are asked for with quantization (int8, int4)"
         yield path, f"{dotted(path)} = {quoted(dtype)} cannot be served: {reason}. Choose one of {names}."
     else:
         yield (

@@ -24,7 +24,6 @@ _KEY = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=(.*)", re.DOTALL)
 
 # Flags of the documents this project grew from whose feature comes later, with the reason.
 _LATER = {
-    "quantization": "quantised weights come with a later version; GGUF files of any quantisation are read",
     "adapter": "LoRA adapters come with a later version",
     "adapter_type": "LoRA adapters come with a later version",
     "model_class": "model classes of your own come with a later version",
@@ -65,7 +64,6 @@ def from_flags(
     before the flags. Raises ConfigError.
     """
     _refuse_later(
-        quantization=quantization,
         adapter=adapter,
         adapter_type=adapter_type,
         model_class=model_class,
@@ -87,7 +85,9 @@ def from_flags(
         verbose=False if log_level is not None else None,  # the file's `verbose` would go before the flag
         insecure=insecure or None,
     )
-    shared = _given(lazy=lazy_loading or None, max_model_len=max_model_len, dtype=dtype)
+    shared = _given(
+        lazy=lazy_loading or None, max_model_len=max_model_len, dtype=dtype, quantization=quantization
+    )
     options = _given(max_batch_size=max_batch_size, gpu_mem_utilization=gpu_memory_utilization)
     values: dict[str, Any] = _set_keys(msgspec.to_builtins(base)) if base is not None else {}
     values["server"] = {**values.get("server", {}), **server}

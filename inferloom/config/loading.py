@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,6 +15,7 @@ from inferloom.config.drivers import canonical
 from inferloom.config.legacy import refuse_older_schema
 from inferloom.config.lines import Path, key_lines
 from inferloom.config.problems import Problems
+from inferloom.config.quantization import scheme
 from inferloom.config.schema import Config
 from inferloom.errors import ConfigError
 
@@ -72,7 +74,7 @@ def from_values(values: Mapping[str, Any], *, origin: str, lines: dict[Path, int
 
 
 def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
-    """One spelling for what may be spelled in several ways: a single device, driver and dtype names."""
+    """One spelling for what may be spelled in several ways: a single device, driver, dtype and quantization names."""
     models = values.get("model")
     if not isinstance(models, list):
         return dict(values)
@@ -81,6 +83,9 @@ def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model(model: Mapping[str, Any]) -> dict[str, Any]:
     changed = dict(model)
+    if isinstance(changed.get("quantization"), str):
+        with suppress(ConfigError):  # what it does not know is complained about with its place, by `check`
+            changed["quantization"] = scheme(changed["quantization"], where="")
     if isinstance(changed.get("dtype"), str):
         changed["dtype"] = DTYPE_ALIASES.get(changed["dtype"], changed["dtype"])
     if isinstance(changed.get("driver"), Mapping):

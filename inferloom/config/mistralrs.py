@@ -10,8 +10,10 @@ from inferloom.config.decoding import describe, quoted
 from inferloom.config.later import LATER
 from inferloom.config.lines import Path
 from inferloom.config.problems import did_you_mean
+from inferloom.config.quantization import scheme
+from inferloom.errors import ConfigError
 
-ISQ = "in-situ quantisation comes with a later version; leave it out, or serve a GGUF file"
+CALIBRATION = "quantisation here needs no importance matrix and no calibration text; leave it out"
 LORA = "LoRA adapters come with a later version"
 VISION = "images as input come with a later version"
 GGML = "the GGML format came before GGUF and is not read; convert the file to GGUF"
@@ -58,12 +60,25 @@ def size_limits(spec: Mapping[str, Any]) -> dict[str, Any]:
     return limits
 
 
+def quantization(value: Any, at: Path, label: str) -> dict[str, str]:
+    """Our key for mistral.rs's name of an in-situ quantisation (`Q4K`, `"8"`, 4); empty where there is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise Refused(at, f'{label}: {at[-1]} must be a name such as "Q4K" or "8", not {describe(value)}.')
+    try:
+        return {"quantization": scheme(str(value), where=f"{label}: {at[-1]}")}
+    except ConfigError as error:
+        raise Refused(at, error.message) from None
+
+
 def finished(model: dict[str, Any], entry: Mapping[str, Any], *, at: Path, label: str) -> dict[str, Any]:
     """The keys that stand beside the specification; with an alias, the canonical name becomes an alias of ours."""
     refuse(entry, "num_device_layers", LATER["model"]["num_device_layers"][0], at, label)
     for key in ("chat_template", "jinja_explicit"):
         if entry.get(key) is not None:
             model[key] = entry[key]
+    model.update(quantization(entry.get("in_situ_quant"), (*at, "in_situ_quant"), label))
     alias = entry.get("alias")
     if alias is not None and alias != model["name"]:
         model["aliases"] = [model["name"]]

@@ -13,7 +13,7 @@ from inferloom.config.decoding import describe, quoted
 from inferloom.config.ids import default_name
 from inferloom.config.lines import Path
 from inferloom.config.mistralrs import (
-    ISQ,
+    CALIBRATION,
     LORA,
     VISION,
     Refused,
@@ -50,11 +50,11 @@ VARIANTS: dict[str, str | None] = {
 # Fields of a variant beside those that are served -> why they are refused.
 _VARIANT_LATER = {
     "topology": "topologies come with a later version",
-    "organization": ISQ,
+    "organization": "experts are quantised like every other matrix; leave it out",
     "write_uqff": "UQFF files are not written",
     "from_uqff": "UQFF files are not read; serve safetensors or GGUF",
-    "imatrix": ISQ,
-    "calibration_file": ISQ,
+    "imatrix": CALIBRATION,
+    "calibration_file": CALIBRATION,
     "matformer_config_path": "MatFormer slices come with a later version",
     "matformer_slice_name": "MatFormer slices come with a later version",
     "adapters": LORA,
@@ -95,7 +95,6 @@ def _labelled(label: str, entry: Any) -> dict[str, Any]:
     reason = VARIANTS[variant]
     if reason is not None:
         raise Refused((*at, variant), f"{label}: {variant} cannot be served: {reason}.")
-    refuse(entry, "in_situ_quant", ISQ, at, label)
     model = _specification(variant, entry[variant], (*at, variant), label)
     return finished(model, entry, at=at, label=label)
 

@@ -10,15 +10,16 @@ from inferloom.config.ids import default_name
 from inferloom.config.lines import Path
 from inferloom.config.mistralrs import (
     ARCH,
+    CALIBRATION,
     GGML,
     HUB_CACHE,
-    ISQ,
     LORA,
     TOPOLOGY,
     VISION,
     Refused,
     finished,
     one_file,
+    quantization,
     refuse,
     refuse_repetition,
     size_limits,
@@ -90,6 +91,24 @@ def _server(table: Any) -> dict[str, Any]:
     return server
 
 
+def _quantization(table: Mapping[str, Any], at: Path, label: str) -> dict[str, str]:
+    for key in ("imatrix", "calibration_file"):
+        refuse(table, key, CALIBRATION, at, label)
+    refuse(table, "from_uqff", "UQFF files are not read; serve safetensors or GGUF", at, label)
+    if table.get("isq_organization") not in (None, "default"):
+        refuse(
+            table,
+            "isq_organization",
+            "experts are quantised like every other matrix; leave it out",
+            at,
+            label,
+        )
+    if table.get("isq") is not None and table.get("quant") is not None:
+        raise Refused((*at, "quant"), f"{label}: quant and isq say the same thing; give one of them.")
+    key = "isq" if table.get("isq") is not None else "quant"
+    return quantization(table.get(key), (*at, key), label)
+
+
 def _entry(entry: Any, at: Path) -> dict[str, Any]:
     label = f"models.{at[-1]}"
     if not isinstance(entry, Mapping):
@@ -110,8 +129,7 @@ def _entry(entry: Any, at: Path) -> dict[str, Any]:
     tables = {name: table_at(entry, name, keys, at) for name, keys in _TABLES.items()}
     refuse(entry, "adapter", LORA, at, label)
     refuse(entry, "multimodal", VISION, at, label)
-    for key in tables["quantization"]:
-        refuse(tables["quantization"], key, ISQ, (*at, "quantization"), label)
+    asked = _quantization(tables["quantization"], (*at, "quantization"), label)
     device, form = tables["device"], tables["format"]
     refuse(device, "topology", TOPOLOGY, (*at, "device"), label)
     refuse(device, "hf_cache", HUB_CACHE, (*at, "device"), label)
@@ -128,6 +146,7 @@ def _entry(entry: Any, at: Path) -> dict[str, Any]:
         "name": default_name(model_id),
         "source": with_file(model_id, file),
         **limits,
+        **asked,
         **({"tok_model_id": tokenizer} if tokenizer else {}),
     }
     if device.get("cpu") is False:

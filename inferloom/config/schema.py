@@ -202,6 +202,13 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dtype: Annotated[Text, Meta(description="Type of the weights: auto, float32, bfloat16 or float16.")] = (
         "auto"
     )
+    quantization: Annotated[
+        Text,
+        Meta(
+            description="none (the weights as the checkpoint has them), int8, int4; awq or gptq where the checkpoint must be that. "
+            "mistral.rs's names (Q4K, Q8_0, 4 …) mean the nearest of these."
+        ),
+    ] = "none"
     keep_alive: Annotated[float | str | None, Meta(description="How long an idle model stays loaded.")] = None
     pin: Annotated[bool, Meta(description="Never unload this model to make room.")] = False
     trust_remote_code: Annotated[bool, Meta(description="Run code that comes with the checkpoint.")] = False

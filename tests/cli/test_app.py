@@ -69,7 +69,6 @@ def test_an_error_has_no_traceback_unless_asked_for(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--quantization", "awq"), "quantised weights"),
         (("--adapter", "path/to/adapter", "--adapter-type", "lora"), "LoRA adapters"),
         (("--model-class", "CustomModel"), "model classes"),
         (("--model-type", "onnx"), "ONNX"),

@@ -167,8 +167,8 @@ def test_a_driver_key_is_refused(key: str, message: str) -> None:
         ("name = 'a'\nsource = 'x'\nmax_model_len = 0", "model.0.max_model_len must be > 0, not 0."),
         (
             "name = 'a'\nsource = 'x'\ndtype = 'int4'",
-            'model.0.dtype = "int4" cannot be served: quantised weights stay 16 bits wide until the native operators '
-            'come, with a later version. Choose one of "auto", "float32", "bfloat16", "float16".',
+            'model.0.dtype = "int4" cannot be served: quantised weights are asked for with quantization (int8, '
+            'int4). Choose one of "auto", "float32", "bfloat16", "float16".',
         ),
         ("name = 'a'\nsource = 'x'\nnmae = 'b'", '"nmae" is not a key of [[model]]; did you mean "name"?'),
         (

@@ -132,7 +132,11 @@ def test_a_model_flag_is_taken_apart(written: str, taken_apart: tuple[str, list[
             {"default_model_id": "b"},
             'server.default_model = "b" is not the name or an alias of a model',
         ),
-        (["a"], {"quantization": "awq"}, "--quantization awq: quantised weights come with a later version"),
+        (
+            ["a"],
+            {"quantization": "int5"},
+            "model.0.quantization: there is no quantization 'int5'; did you mean \"int8\"?",
+        ),
         (["a"], {"adapter": "x"}, "--adapter x: LoRA adapters come with a later version."),
         (["a"], {"adapter_type": "lora"}, "--adapter-type lora: LoRA adapters come with a later version."),
         (["a"], {"no_snapshot": True}, "--no-snapshot: inferlets come with a later version."),

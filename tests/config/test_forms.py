@@ -88,6 +88,30 @@ def test_a_gguf_is_one_file_of_a_repository_or_of_a_folder(tmp_path: Path) -> No
     assert model.aliases == ["weights"]  # a path is no id; its last part is
 
 
+@pytest.mark.parametrize(
+    ("written", "scheme"),
+    [
+        ("Q4K", "int4"),
+        ("4", "int4"),
+        (4, "int4"),
+        ("q2k", "int4"),
+        ("Q8_0", "int8"),
+        ("6", "int8"),
+        ("Q4_K_M", "int4"),
+    ],
+)
+def test_in_situ_quantisation_becomes_the_nearest_of_ours_that_is_wide_enough(
+    tmp_path: Path, written: str | int, scheme: str
+) -> None:
+    (model,) = load_json(tmp_path, {"x": {"Plain": {"model_id": "a/b"}, "in_situ_quant": written}}).model
+    assert model.quantization == scheme
+    text = f"[[models]]\nmodel_id = 'a/b'\n[models.quantization]\nisq = '{written}'\n"
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    (model,) = load_any(path).model
+    assert model.quantization == scheme
+
+
 def test_what_stands_beside_the_specification_is_kept(tmp_path: Path) -> None:
     entry = {
         "Plain": {"model_id": "a/b", "dtype": "f16"},
@@ -162,9 +186,12 @@ def test_files_of_our_own_load_in_both_formats(tmp_path: Path) -> None:
             '"m": VisionPlain cannot be served: images as input come with a later version.',
         ),
         (
-            {"Plain": {"model_id": "a/b"}, "in_situ_quant": "Q4K"},
-            '"m": in_situ_quant cannot be served: in-situ quantisation comes with a later version; leave it out, or '
-            "serve a GGUF file.",
+            {"Plain": {"model_id": "a/b"}, "in_situ_quant": "MXFP4"},
+            '"m": in_situ_quant: MXFP4 is a floating-point format, which has no kernels here; choose int8 or int4.',
+        ),
+        (
+            {"Plain": {"model_id": "a/b"}, "in_situ_quant": ["Q4K"]},
+            '"m": in_situ_quant must be a name such as "Q4K" or "8", not a list.',
         ),
         (
             {"Plain": {"model_id": "a/b"}, "num_device_layers": ["0:10"]},
@@ -205,8 +232,8 @@ def test_what_cannot_be_served_is_refused_with_the_reason(tmp_path: Path, entry:
     ("change", "message"),
     [
         (
-            ("[models.device]", "[models.quantization]\nisq = '4'\n[models.device]"),
-            ":15: models.0: isq cannot be served: in-situ",
+            ("[models.device]", "[models.quantization]\nisq = 'fp8'\n[models.device]"),
+            ":15: models.0: isq: fp8 is a floating-point format, which has no kernels here; choose int8 or int4.",
         ),
         (
             ('kind = "text"', 'kind = "multimodal"'),
