@@ -13,13 +13,18 @@ PORT   ?= 8080
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format docs bench soak clean
+.PHONY: help serve build test lint format docs bench soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve ## serve the two starter models on 127.0.0.1:8080 (sets everything up first)
 	@exec $(BIN)/inferloom serve $(MODELS) --port $(PORT) $(ARGS)
+
+build: $(VENV)/.dev ## compile csrc/ again after a change; what did not change is not compiled
+	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python --log-level=WARNING
+	@$(BIN)/cmake --build build/cmake
 
 test: $(VENV)/.dev ## lint, then every test (ARGS="tests/engine -x" narrows it)
 	@$(LINT); linted=$$?; \
