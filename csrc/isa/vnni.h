@@ -1,0 +1,41 @@
+// Vectors of 16 lanes on AVX-512 with VNNI and BF16: as avx512.h, with instructions for the dot products and for bfloat16.
+#pragma once
+#include "avx512.h"
+
+namespace inferloom::avx512_vnni_bf16 {
+
+struct Simd : avx512::Simd {
+  struct B { __m512i bytes; };
+  using N = B;
+
+  static constexpr bool kByteDot = true;
+  static constexpr bool kBf16Dot = true;
+
+  SIMD_INLINE void store_bf16(uint16_t* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+  }
+  SIMD_INLINE H pack(F low, F high) { return {reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low))}; }
+  SIMD_INLINE H interleave(F even, F odd) {
+    const __m256i a = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even)), b = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd));
+    return {_mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16))};
+  }
+  SIMD_INLINE F bf16_dot(F acc, H a, H b) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a.pairs), reinterpret_cast<__m512bh>(b.pairs));
+  }
+
+  SIMD_INLINE B bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
+    const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+    low = {_mm512_and_si512(both, mask)};
+    high = {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
+  }
+  SIMD_INLINE I dot_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+  SIMD_INLINE I dot(I acc, B w, const int8_t* x) { return _mm512_dpbusd_epi32(acc, w.bytes, quad(x)); }
+  SIMD_INLINE I dot_nibbles(const N (&w)[8], const int8_t* x) {
+    __m512i acc = _mm512_setzero_si512();
+    for (int q = 0; q < 8; ++q) acc = _mm512_dpbusd_epi32(acc, w[q].bytes, quad(x + 4 * q));
+    return acc;
+  }
+};
+
+}  // namespace inferloom::avx512_vnni_bf16
