@@ -22,9 +22,7 @@ serve: $(VENV)/.serve ## serve the two starter models on 127.0.0.1:8080 (sets ev
 	@exec $(BIN)/inferloom serve $(MODELS) --port $(PORT) $(ARGS)
 
 build: $(VENV)/.dev ## compile csrc/ again after a change; what did not change is not compiled
-	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python --log-level=WARNING
-	@$(BIN)/cmake --build build/cmake
+	@csrc/build.sh $(BIN)/python
 
 test: $(VENV)/.dev ## lint, then every test (ARGS="tests/engine -x" narrows it)
 	@$(LINT); linted=$$?; \

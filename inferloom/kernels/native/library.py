@@ -6,6 +6,7 @@ It is built when Inferloom is installed where there is a C++ compiler; without i
 from __future__ import annotations
 
 import functools
+import importlib
 import platform
 import sys
 from types import ModuleType
@@ -13,8 +14,8 @@ from types import ModuleType
 from inferloom.errors import ConfigError
 
 _NOT_BUILT = (
-    "the native operators were not built: install g++ (12 or newer), then install inferloom again"
-    " (in a checkout: `make build`)"
+    "the native operators were not built: install g++ 12 or newer, then install inferloom again"
+    " (`pip install --no-cache-dir --no-deps --force-reinstall inferloom`, or `make build` in a checkout)"
 )
 
 
@@ -22,12 +23,11 @@ _NOT_BUILT = (
 def _attempt() -> tuple[ModuleType | None, str]:
     """The module, or None and the reason."""
     try:
-        from inferloom.kernels.native import _native
+        return importlib.import_module("inferloom.kernels.native._native"), ""
     except ModuleNotFoundError:
         return None, _NOT_BUILT
     except ImportError as error:
         return None, f"the native operators cannot be loaded: {error}"
-    return _native, ""
 
 
 def available() -> bool:
