@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from figures import Figures, machine, table
-from peers.environments import environment, version
+from peers import environments
 from processes import INFERLOOM, Server, cpu_seconds, descendants, free_port, memory, pin, serving
 
 # Long enough for every request below at one word a token.
@@ -83,8 +83,8 @@ def inferloom() -> AbstractContextManager[Server]:
 
 def litellm() -> AbstractContextManager[Server]:
     """LiteLLM's proxy with its mock response, one worker, no callbacks, no network."""
-    folder = environment("litellm", LITELLM)
-    print(f"LiteLLM {version(folder, 'litellm')}")
+    folder = environments.environment("litellm", LITELLM)
+    print(f"LiteLLM {environments.version(folder, 'litellm')}")
     port = free_port()
     settings = Path(tempfile.mkdtemp()) / "litellm.json"
     model = {"model": "openai/dummy", "api_key": "none", "mock_response": TEXT}

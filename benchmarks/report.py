@@ -1,0 +1,85 @@
+"""What a row's figures amount to: a table, the ratio to the best peer, and a verdict."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+from bandwidth import Bandwidth
+from figures import Figures, table
+from rows import BANDWIDTH_SHARE, Row
+
+
+@dataclass
+class Result:
+    """The figures of one run of a row. `ours` is None where our side did not start."""
+
+    row: Row
+    ours: str | None
+    peers: list[str]
+    bandwidths: list[Bandwidth] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [*([self.ours] if self.ours else []), *self.peers]
+
+    def add(self, name: str, value: float) -> None:
+        """One more repeat; all contenders' repeats come in step, so that those of one number are a pair."""
+        self.values.setdefault(name, []).append(value)
+
+    def text(self) -> str:
+        lines = [f"### {self.row.name}", "", self._table(), ""]
+        lines.append(f"{self.row.name}: {self._outcome()}")
+        if self.bandwidths:
+            lines.append(f"memory, before and after: {'; '.join(map(str, self.bandwidths))}")
+        return "\n".join([*lines, *self._share(), *self.notes])
+
+    def _table(self) -> str:
+        unit = "tok/s" if self.row.is_ratio else "s"
+        digits = 1 if self.row.is_ratio else 3
+        rows = []
+        for name in self.names:
+            ratio = self._ratio(name).text(2) if name in self.peers and self.ours else ""
+            rows.append([name, Figures(self.values[name]).text(digits), ratio])
+        return table(["engine", f"{unit}: median (quartiles)", "we, as a multiple of it"], rows)
+
+    def _ratio(self, peer: str) -> Figures:
+        assert self.ours is not None
+        pairs = zip(self.values[self.ours], self.values[peer], strict=True)
+        return Figures([mine / theirs for mine, theirs in pairs])
+
+    def _outcome(self) -> str:
+        floor, goal = self.row.floor, self.row.goal
+        if self.ours is None:
+            return "no verdict, our side did not start"
+        if not self.row.is_ratio:
+            found, unit, digits, beside = Figures(self.values[self.ours]), "s", 3, ""
+        elif not self.peers:
+            return "no verdict, no peer started"
+        else:
+            best = max(self.peers, key=lambda name: Figures(self.values[name]).median)
+            found, unit, digits, beside = self._ratio(best), "×", 2, f" {best}"
+        return f"{found.text(digits)} {unit}{beside}; floor {floor:g}, goal {goal:g}: {verdict(found, floor, goal)}"
+
+    def _share(self) -> list[str]:
+        if self.row.weights is None or self.ours is None or not self.bandwidths:
+            return []
+        read = Figures(self.values[self.ours]).median * self.row.weights() / 1e9
+        given = statistics.mean(found.median for found in self.bandwidths)
+        return [
+            f"we read {read:.1f} GB/s of weights: {read / given:.0%} of the memory's (goal {BANDWIDTH_SHARE:.0%})"
+        ]
+
+
+def verdict(found: Figures, floor: float, goal: float) -> str:
+    """`found` against floor and goal, of which the goal is the smaller one where less is better."""
+    low, high = found.quartiles
+    if low < goal < high:
+        return "undecided, the quartiles lie on both sides of the goal"
+    better = (lambda value, mark: value >= mark) if goal > floor else (lambda value, mark: value <= mark)
+    if better(found.median, goal):
+        return "goal reached"
+    unsure = " (the quartiles lie on both sides of the floor)" if low < floor < high else ""
+    return ("between floor and goal" if better(found.median, floor) else "below the floor") + unsure

@@ -1,0 +1,146 @@
+"""The rows that `cpu.py` runs: what is measured, who is compared, and what we want of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peers import conversions, llamacpp, own, vllm
+from peers.contender import Contender, HttpContender, Prompts
+
+VOCABULARY = range(300, 49000)  # ids that both checkpoints have, none of them special
+DECODE_PROMPT, DECODE_TOKENS = 32, 128
+PREFILL = 512
+USERS, USER_PROMPT, USER_TOKENS = 16, 128, 64
+RELOAD_PROMPT = 32
+WIDTHS = ("bf16", "int8", "int4")
+
+Measure = Callable[[Contender, random.Random], float]
+Start = Callable[[], Contender]
+
+
+def decode(contender: Contender, draw: random.Random) -> float:
+    """Tokens per second of one user: a long answer's time less a one-token answer's leaves the prompt out."""
+    one = contender.complete(_prompts(draw, 1, DECODE_PROMPT), 1)
+    many = contender.complete(_prompts(draw, 1, DECODE_PROMPT), 1 + DECODE_TOKENS)
+    return DECODE_TOKENS / max(many - one, 1e-9)
+
+
+def prefill(contender: Contender, draw: random.Random) -> float:
+    """Tokens per second of a prompt, its one-token answer included."""
+    return PREFILL / contender.complete(_prompts(draw, 1, PREFILL), 1)
+
+
+def users16(contender: Contender, draw: random.Random) -> float:
+    """Tokens per second that 16 users get together, their prompts' time included."""
+    return USERS * USER_TOKENS / contender.complete(_prompts(draw, USERS, USER_PROMPT), USER_TOKENS)
+
+
+def reload(contender: Contender, draw: random.Random) -> float:
+    """Seconds of unload, reload and the first token of a short prompt, one after the other."""
+    assert isinstance(contender, HttpContender)
+    prompt = _prompts(draw, 1, RELOAD_PROMPT)[0]
+    return contender.timed_reload(prompt)
+
+
+MEASURES: dict[str, Measure] = {"decode": decode, "prefill": prefill, "users16": users16, "reload": reload}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the table. A ratio to the best peer where there are peers, otherwise seconds."""
+
+    name: str
+    measure: Measure
+    ours: Start
+    peers: tuple[Start, ...]
+    floor: float
+    goal: float
+    weights: Callable[[], int] | None = field(
+        default=None
+    )  # bytes read per step, where their share is a goal too
+
+    @property
+    def is_ratio(self) -> bool:
+        return bool(self.peers)
+
+
+# floor, goal
+TARGETS: dict[str, tuple[float, float]] = {
+    "bf16-decode": (1.0, 1.1),
+    "bf16-prefill": (0.9, 1.0),
+    "bf16-users16": (1.0, 1.2),
+    "bf16-reload": (0.4, 0.2),
+    "int8-decode": (1.2, 1.4),
+    "int8-prefill": (0.95, 1.15),
+    "int8-users16": (1.1, 1.4),
+    "int8-reload": (0.25, 0.12),
+    "int4-decode": (1.6, 2.2),
+    "int4-prefill": (0.85, 1.0),
+    "int4-users16": (1.25, 1.5),
+    "int4-reload": (0.25, 0.12),
+    "smollm2-decode": (2.3, 3.3),
+    "smollm2-prefill": (5.5, 8.0),
+    "smollm2-users16": (5.5, 9.0),
+    "smollm2-reload": (0.15, 0.08),
+}
+BANDWIDTH_SHARE = 0.85  # of bf16 decode
+
+
+def row(name: str) -> Row:
+    """The row of that name in `TARGETS`."""
+    model, _, kind = name.partition("-")
+    floor, goal = TARGETS[name]
+    over_http = model == "smollm2" or kind in ("users16", "reload")
+    return Row(
+        name,
+        MEASURES[kind],
+        ours=lambda: _ours(model, over_http),
+        peers=() if kind == "reload" else tuple(_peers(model, kind)),
+        floor=floor,
+        goal=goal,
+        weights=_bf16_bytes if name == "bf16-decode" else None,
+    )
+
+
+def _ours(model: str, over_http: bool) -> Contender:
+    if model == "smollm2":
+        return own.server("smollm2", None)
+    source = str(conversions.checkpoint())
+    return own.server(source, model) if over_http else own.in_process(source, model)
+
+
+def _peers(model: str, kind: str) -> list[Start]:
+    """The best peers of a cell. Two where earlier runs had them close together."""
+    if model == "smollm2":
+        return [lambda: llamacpp.server(conversions.smollm2_file(), "Q4_1 smollm2")]
+    if kind == "users16":
+        return [lambda: vllm.server(*_vllm_weights(model))]
+    candidates: dict[tuple[str, str], list[Start]] = {
+        ("bf16", "decode"): [lambda: _llama("bf16"), lambda: vllm.in_process(*_vllm_weights("bf16"))],
+        ("int8", "decode"): [lambda: _llama("int8"), lambda: vllm.in_process(*_vllm_weights("int8"))],
+        ("int4", "decode"): [lambda: _llama("int4")],
+    }
+    return candidates.get((model, kind), [lambda: vllm.in_process(*_vllm_weights(model))])
+
+
+def _vllm_weights(model: str) -> tuple[Path, str]:
+    """vLLM's fastest weights on a CPU that are no wider than asked, except that W8A8 beats its 4-bit weights."""
+    if model == "bf16":
+        return conversions.checkpoint(), "bf16"
+    return conversions.w8a8_folder(), "W8A8"
+
+
+def _llama(width: str) -> Contender:
+    kind = llamacpp.KINDS[width]
+    return llamacpp.in_process(conversions.gguf_file(kind), kind)
+
+
+def _bf16_bytes() -> int:
+    return (conversions.checkpoint() / "model.safetensors").stat().st_size
+
+
+def _prompts(draw: random.Random, count: int, length: int) -> Prompts:
+    return [draw.choices(VOCABULARY, k=length) for _ in range(count)]
