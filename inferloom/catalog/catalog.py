@@ -13,7 +13,7 @@ from inferloom.catalog.entry import Entry
 from inferloom.catalog.lifecycle import ModelStatus, State, Transition
 from inferloom.catalog.names import Names
 from inferloom.config.schema import Config, ModelConfig
-from inferloom.errors import InferloomError, ModelUnavailable
+from inferloom.errors import InferloomError, InvalidRequest, ModelUnavailable
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.factory import make_runner
 from inferloom.sources.defaults import with_defaults
@@ -143,6 +143,17 @@ class Catalog:
         configuration's drain time, with `force` none."""
         entry = self.resolve(name)
         await entry.unload(force=force, drain_secs=self._config.server.drain_timeout_secs)
+        return entry.status()
+
+    async def requantise(self, name: str | None, scheme: str) -> ModelStatus:
+        """Serve a model's weights in another quantisation (`none`, `int8`, `int4`); the name means what it meant.
+
+        Raises `InvalidRequest` for a model without weights of its own, and what packing or loading raises.
+        """
+        entry = self.resolve(name)
+        if entry.config.driver.type != "native" or entry.config.weights is None:
+            raise InvalidRequest(f"{entry.id} has no weights that could be quantised", param="model_id")
+        await entry.requantise(scheme, drain_secs=self._config.server.drain_timeout_secs)
         return entry.status()
 
     # --- the end ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from inferloom.catalog.lifecycle import NEXT, ModelStatus, State, Transition, status_word
 from inferloom.config.schema import ModelConfig
 from inferloom.errors import (
@@ -20,6 +22,7 @@ from inferloom.errors import (
     Unsupported,
 )
 from inferloom.runners.base import DeviceContext, ModelRunner, WeightSource
+from inferloom.runners.preparation import checkpoint_of
 from inferloom.sources.reference import PathRef, parse
 from inferloom.types import LoadProgress, LoadReport, ModelCard
 from inferloom.worker.pacing import retry_delay
@@ -67,6 +70,7 @@ class Entry:
         self._idle.set()
         self._force = asyncio.Event()
         self._closed = False
+        self._changing = asyncio.Lock()  # one change of `config` at a time
 
     # --- what is known ----------------------------------------------------------------------------------------------
 
@@ -227,7 +231,7 @@ class Entry:
             runner = self._make_runner(self._died)
             report = await runner.load_weights(
                 DeviceContext(devices=tuple(model.driver.device)),
-                WeightSource(source=str(self._place or model.weights or ""), tokenizer=model.tok_model_id),
+                self._weight_source(model),
                 self._note_progress,
             )
             self._go(State.WARMING)
@@ -245,6 +249,35 @@ class Entry:
         self._card = runner.card()
         self._loads += 1
         self._go(State.READY)
+
+    def _weight_source(self, model: ModelConfig) -> WeightSource:
+        return WeightSource(
+            source=str(self._place or model.weights or ""),
+            tokenizer=model.tok_model_id,
+            quantization=model.quantization,
+        )
+
+    async def requantise(self, scheme: str, *, drain_secs: float) -> None:
+        """Serve the same weights in another quantisation. They are packed first, while the model goes on as it is; then
+        requests in progress have `drain_secs` to end. Where it fails the model is again what it was, and the reason is raised.
+        """
+        async with self._changing:
+            before = self.config
+            changed = msgspec.structs.replace(before, quantization=scheme)
+            if changed == before:
+                return
+            await checkpoint_of(self._weight_source(changed))
+            self.config = changed
+            if self._flight is None and self.state is not State.READY:
+                return
+            await self.unload(force=False, drain_secs=drain_secs)
+            try:
+                await self.load()
+            except InferloomError:
+                self.config = before
+                self._forget()
+                await self.load()
+                raise
 
     def _note_progress(self, progress: LoadProgress) -> None:
         self._progress = progress

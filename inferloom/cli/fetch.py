@@ -28,7 +28,7 @@ def missing(config: Config) -> list[ModelConfig]:
         for model in config.model
         if model.weights is not None
         and not model.lazy
-        and locate(model.weights, tokenizer=model.tok_model_id) is None
+        and locate(model.weights, tokenizer=model.tok_model_id, quantization=model.quantization) is None
     ]
 
 
@@ -59,6 +59,8 @@ def _prepare(model: ModelConfig, bar: Any, console: Any) -> None:
     arguments = [sys.executable, "-m", "inferloom.formats.prepare", model.weights]
     if model.tok_model_id is not None:
         arguments += ["--tokenizer", model.tok_model_id]
+    if model.quantization != "none":
+        arguments += ["--quantization", model.quantization]
     task = bar.add_task("finding", total=1.0, model=model.name, detail="") if bar is not None else None
     stage = ""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:

@@ -86,7 +86,9 @@ def declared(model: ModelConfig, config: Config) -> ModelRow:
 
     source = model.weights or ""
     short = SHORT_NAMES.get(source)
-    checkpoint = locate(source, tokenizer=model.tok_model_id) if source else None
+    checkpoint = (
+        locate(source, tokenizer=model.tok_model_id, quantization=model.quantization) if source else None
+    )
     size = sum(Path(path).stat().st_size for path in checkpoint.weights) if checkpoint else 0
     if not source:
         state = "scripted"

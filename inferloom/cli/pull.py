@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from inferloom.cli.fetch import fetch
+from inferloom.config.quantization import scheme
 from inferloom.config.schema import DriverConfig, ModelConfig
 from inferloom.errors import InvalidRequest, SourceError
 from inferloom.formats.prepare import locate
@@ -24,12 +25,17 @@ Names = Annotated[
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", metavar="SOURCE", help="Take the tokenizer from another source.")
 ]
+Quantization = Annotated[
+    str, typer.Option("--quantization", help="Pack the weights for serving as int8 or int4, too.")
+]
 List = Annotated[
     bool, typer.Option("--list", help="Show the short names with their source, size and licence.")
 ]
 
 
-def pull(names: Names = None, tokenizer: Tokenizer = None, show: List = False) -> None:
+def pull(
+    names: Names = None, tokenizer: Tokenizer = None, quantization: Quantization = "none", show: List = False
+) -> None:
     """Download models, check them and make them ready to be served."""
     if show:
         print(short_names())
@@ -39,10 +45,10 @@ def pull(names: Names = None, tokenizer: Tokenizer = None, show: List = False) -
             "name what to pull: `inferloom pull smollm2`; `inferloom pull --list` shows short names."
         )
     for name in names:
-        pull_one(name, tokenizer)
+        pull_one(name, tokenizer, scheme(quantization, where="--quantization"))
 
 
-def pull_one(name: str, tokenizer: str | None) -> None:
+def pull_one(name: str, tokenizer: str | None, quantization: str) -> None:
     """Make one source ready and say where it lies. Raises `InvalidRequest` for what is no source at all."""
     try:
         reference = parse(name)
@@ -51,8 +57,11 @@ def pull_one(name: str, tokenizer: str | None) -> None:
     if reference.short is not None and not reference.short.runs:
         raise InvalidRequest(f"{name} is not pulled: {reference.short.note}.")
     driver = DriverConfig(type="native")
-    fetch([ModelConfig(name=reference.name, driver=driver, source=name, tok_model_id=tokenizer)])
-    checkpoint = locate(name, tokenizer=tokenizer)
+    model = ModelConfig(
+        name=reference.name, driver=driver, source=name, tok_model_id=tokenizer, quantization=quantization
+    )
+    fetch([model])
+    checkpoint = locate(name, tokenizer=tokenizer, quantization=quantization)
     if checkpoint is None:
         raise SourceError(f"{name} was fetched, and is gone again; does something clean the cache?")
     size = sum(Path(file).stat().st_size for file in checkpoint.weights)

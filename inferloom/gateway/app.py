@@ -36,6 +36,8 @@ HANDLERS: list[tuple[str, str, Handler]] = [
     ("POST", "/v1/models/unload", lifecycle.unload),
     ("POST", "/v1/models/reload", lifecycle.reload),
     ("POST", "/v1/models/status", lifecycle.status),
+    ("POST", "/v1/models/re_isq", lifecycle.re_isq),
+    ("POST", "/re_isq", lifecycle.re_isq),
     ("GET", "/v1/models/{model_id:path}", models.show_model),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),

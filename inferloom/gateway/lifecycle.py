@@ -1,4 +1,4 @@
-"""`POST /v1/models/{load,unload,reload,status}`: declared names only; a source never comes from a request."""
+"""`POST /v1/models/{load,unload,reload,status,re_isq}`: declared names only; a source never comes from a request."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from inferloom.errors import InferloomError, ModelNotFound, RequestTimeout
+from inferloom.config.quantization import IN_SITU, scheme
+from inferloom.errors import ConfigError, InferloomError, InvalidRequest, ModelNotFound, RequestTimeout
 from inferloom.gateway.call import Call, encode
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.decoding import BodyDecoder, header_value
 from inferloom.gateway.wire.errors import error_body
-from inferloom.gateway.wire.models import LifecycleAnswer, LifecycleRequest
+from inferloom.gateway.wire.models import LifecycleAnswer, LifecycleRequest, RequantiseRequest
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
 
 _requests = BodyDecoder(LifecycleRequest)
+_requantisations = BodyDecoder(RequantiseRequest)
 
 
 async def load(service: Service, call: Call) -> None:
@@ -35,6 +37,31 @@ async def unload(service: Service, call: Call) -> None:
 
 async def status(service: Service, call: Call) -> None:
     await _change(service, call, "status")
+
+
+async def re_isq(service: Service, call: Call) -> None:
+    """Serve a declared model's weights in another quantisation. Answers when requests get the new one."""
+    request, ignored = _requantisations.decode(await call.body())
+    headers = [(b"x-inferloom-ignored", header_value(ignored))] if ignored else []
+    named = [name for name in (request.quantization, request.ggml_type, request.isq_type) if name is not None]
+    if len(named) != 1:
+        raise InvalidRequest(
+            "name the quantization once: `quantization` (or `ggml_type`, `isq_type`)", param="quantization"
+        )
+    try:
+        wanted = scheme(named[0], where="re_isq")
+    except ConfigError as error:
+        raise InvalidRequest(error.message, param="quantization") from None
+    if wanted not in IN_SITU:
+        raise InvalidRequest(
+            f"re_isq: {wanted} says what a checkpoint is; weights can be served as {', '.join(IN_SITU)}",
+            param="quantization",
+        )
+    entry, _ = service.resolve(call, request.model_id)
+    await service.catalog.requantise(entry.id, wanted)
+    answer = _answer(service, entry.id)
+    answer.quantization = wanted
+    await call.json(answer, headers=headers)
 
 
 async def _change(service: Service, call: Call, verb: str) -> None:

@@ -24,6 +24,7 @@ from inferloom.gateway.wire.models import (
     ModelDetails,
     ModelList,
     Readiness,
+    RequantiseRequest,
     TokenizeAnswer,
     TokenizeRequest,
 )
@@ -54,6 +55,14 @@ OPERATIONS: list[Operation] = [
     ),
     ("/v1/models/reload", "post", "Load a model again and wait for it", LifecycleRequest, LifecycleAnswer),
     ("/v1/models/status", "post", "Tell a model's state", LifecycleRequest, LifecycleAnswer),
+    (
+        "/v1/models/re_isq",
+        "post",
+        "Serve a model's weights in another quantisation",
+        RequantiseRequest,
+        LifecycleAnswer,
+    ),
+    ("/re_isq", "post", "mistral.rs's path of /v1/models/re_isq", RequantiseRequest, LifecycleAnswer),
     ("/tokenize", "post", "Token ids of a text", TokenizeRequest, TokenizeAnswer),
     ("/detokenize", "post", "Text of token ids", DetokenizeRequest, DetokenizeAnswer),
     ("/health", "get", "Whether the process answers", None, Health),

@@ -44,6 +44,7 @@ class WeightSource(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str
     tokenizer: str | None = None
+    quantization: str = "none"  # one of `config.quantization.SCHEMES`
 
 
 class RateLimits(msgspec.Struct, frozen=True, kw_only=True):

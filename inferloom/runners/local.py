@@ -21,7 +21,6 @@ from inferloom.errors import (
     WorkerDied,
 )
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.formats.prepare import locate
 from inferloom.runners import embedding
 from inferloom.runners.base import (
     DeviceContext,
@@ -33,7 +32,7 @@ from inferloom.runners.base import (
 )
 from inferloom.runners.codecs import codec_of
 from inferloom.runners.jobs import dummy_job, native_job
-from inferloom.runners.preparation import prepare
+from inferloom.runners.preparation import checkpoint_of
 from inferloom.runners.request import generate, text_length, with_system_prompt
 from inferloom.runners.run import Run
 from inferloom.runners.sampling import fresh_seed
@@ -94,7 +93,9 @@ class LocalRunner(ModelRunner):
         self._kv_budget = kv_budget_bytes
         self._load_timeout = load_timeout
         self._on_death = on_death
-        self._source = WeightSource(source=model.weights or "", tokenizer=model.tok_model_id)
+        self._source = WeightSource(
+            source=model.weights or "", tokenizer=model.tok_model_id, quantization=model.quantization
+        )
         self._process: WorkerProcess | None = None
         self._codec: TextCodec | None = None
         self._card: ModelCard | None = None
@@ -181,8 +182,7 @@ class LocalRunner(ModelRunner):
             return None
         if progress is not None:
             progress(LoadProgress("locate"))
-        found = await asyncio.to_thread(locate, source.source, tokenizer=source.tokenizer)
-        return found if found is not None else await prepare(source, progress=progress)
+        return await checkpoint_of(source, progress=progress)
 
     async def _start(
         self, checkpoint: Checkpoint | None, ctx: DeviceContext | None, progress: ProgressSink | None

@@ -12,6 +12,7 @@ import msgspec
 
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.prepare import locate
 from inferloom.runners.base import ProgressSink, WeightSource
 from inferloom.types import LoadProgress
 from inferloom.worker import attached
@@ -41,12 +42,22 @@ class _Line(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
+async def checkpoint_of(source: WeightSource, *, progress: ProgressSink | None = None) -> Checkpoint:
+    """What is on this machine already, else what `prepare` makes. Raises its errors."""
+    found = await asyncio.to_thread(
+        locate, source.source, tokenizer=source.tokenizer, quantization=source.quantization
+    )
+    return found if found is not None else await prepare(source, progress=progress)
+
+
 async def prepare(source: WeightSource, *, progress: ProgressSink | None) -> Checkpoint:
-    """Download, check and convert. Raises the errors of `formats.prepare.prepare`.
+    """Download, check, convert and pack. Raises the errors of `formats.prepare.prepare`.
 
     When cancelled, it returns after the process and everything it started are gone.
     """
     arguments = [source.source, *(("--tokenizer", source.tokenizer) if source.tokenizer else ())]
+    if source.quantization != "none":
+        arguments += ["--quantization", source.quantization]
     process = await asyncio.create_subprocess_exec(
         *attached.command("inferloom.formats.prepare", *arguments),
         stdin=asyncio.subprocess.DEVNULL,

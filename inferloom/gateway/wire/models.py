@@ -53,6 +53,7 @@ class ModelDetails(msgspec.Struct, kw_only=True):
     kind: str | None = None
     architecture: str | None = None
     dtype: str | None = None
+    quantization: str = "none"
     max_model_len: int | None = None
     vocab_size: int | None = None
     dimensions: int | None = None
@@ -66,6 +67,15 @@ class LifecycleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True)
     force: bool | None = None
 
 
+class RequantiseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`ggml_type` and `isq_type` are mistral.rs's words for `quantization`. Without a model: the default one."""
+
+    model_id: str | None = None
+    quantization: str | None = None
+    ggml_type: str | None = None
+    isq_type: str | None = None
+
+
 class LifecycleAnswer(msgspec.Struct, kw_only=True):
     """`status` is one of the six words; the richer state stands beside it."""
 
@@ -74,6 +84,7 @@ class LifecycleAnswer(msgspec.Struct, kw_only=True):
     state: str | UnsetType = UNSET
     stage: str | UnsetType | None = UNSET
     fraction: float | UnsetType | None = UNSET
+    quantization: str | UnsetType = UNSET
     error: ErrorBody | UnsetType = UNSET
 
 
