@@ -28,13 +28,15 @@ from inferloom.types import LoadProgress
 Progress = Callable[[LoadProgress], None]
 
 
-def locate(source: str, *, tokenizer: str | None = None) -> Checkpoint | None:
+def locate(source: str, *, tokenizer: str | None = None, quantization: str = "none") -> Checkpoint | None:
     """The checkpoint of `source` if everything is on this machine and ready to be mapped; None if it must be fetched
     or converted first. Looks at files only, a few milliseconds.
 
     Raises `SourceError` (`SourceNotFound`) where it is known already that it cannot work, `InvalidFormat` for a
     folder without weights.
     """
+    if quantization != "none":
+        raise LoadFailed(f"{source} cannot be quantised to {quantization} yet")
     with _reading(source):
         reference = _understood(source)
         present = _present(reference, need=_need(tokenizer))
@@ -44,13 +46,21 @@ def locate(source: str, *, tokenizer: str | None = None) -> Checkpoint | None:
         return None if checkpoint is None else _with_tokenizer(checkpoint, tokenizer, fetch=None)
 
 
-def prepare(source: str, *, tokenizer: str | None = None, progress: Progress | None = None) -> Checkpoint:
+def prepare(
+    source: str,
+    *,
+    tokenizer: str | None = None,
+    quantization: str = "none",
+    progress: Progress | None = None,
+) -> Checkpoint:
     """The checkpoint of `source`, after downloading, checking and converting what is needed. Blocks, for minutes if
     the model is large. `tokenizer`: a folder, file or repository whose tokenizer is used instead.
 
     Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`.
     """
     report = progress if progress is not None else _silent
+    if quantization != "none":
+        raise LoadFailed(f"{source} cannot be quantised to {quantization} yet")
     with _reading(source):
         reference = _understood(source)
         need = _need(tokenizer)
