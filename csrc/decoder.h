@@ -1,0 +1,168 @@
+// A whole step of a decoder over paged KV: one ragged batch of decodes and prefill chunks in, the logits of the asked rows out.
+//
+// The layer that a `DecoderSpec` describes is the one of `inferloom/models/spec.py`; what is not there changes nothing.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "buffers.h"
+#include "linear.h"
+#include "operators.h"
+#include "profile.h"
+#include "team.h"
+
+namespace inferloom {
+
+struct DecoderSpec {
+  int32_t vocab_size = 0;
+  int32_t hidden_size = 0;
+  int32_t intermediate_size = 0;
+  int32_t heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+  float norm_eps = 0;
+  NormKind norm_kind = NormKind::RMS;
+  Activation activation = Activation::SILU;
+  float attention_scale = 0;
+  float attention_soft_cap = 0;    // 0: none
+  float embedding_factor = 1;
+  float residual_factor = 1;       // of what attention and MLP add to the stream
+  float logit_factor = 1;
+  float logit_soft_cap = 0;        // 0: none
+  bool norm_whole_rows = false;    // queries and keys are normalised over all heads together, not head by head
+  bool parallel_residual = false;  // the MLP reads the stream as the attention found it
+  int32_t int8_group = 32;         // columns that share a scale in int8 activations: 32 or 128
+};
+
+struct Norm {
+  bool present = false;
+  const float* weight = nullptr;  // null: ones
+  const float* bias = nullptr;
+};
+
+struct DecoderLayer {
+  Norm input_norm, attention_out_norm, mlp_norm, mlp_out_norm;
+  Linear q, k, v, o;
+  Linear gate, up, down;           // not gated: only `gate`, which the activation is applied to
+  const float* q_norm = nullptr;   // [head_dim], or [heads · head_dim] with norm_whole_rows
+  const float* k_norm = nullptr;
+  const float* sinks = nullptr;    // [heads]
+  int32_t window = 0;              // tokens; 0: none
+  int32_t rope = -1;               // which table of `set_rope`; -1: positions do not turn
+};
+
+struct DecoderWeights {
+  Linear embedding;
+  Linear positions;  // learned ones, added to the embedding; absent: none
+  std::vector<DecoderLayer> layers;
+  Norm norm;
+  Linear head;
+};
+
+// As `RaggedBatch` of inferloom/models/batch.py.
+struct StepBatch {
+  std::vector<int32_t> token_ids;     // [T]
+  std::vector<int32_t> starts;        // [B + 1]
+  std::vector<int32_t> context_lens;  // [B]
+  std::vector<int32_t> page_starts;   // [B + 1], into page_tables
+  std::vector<int32_t> page_tables;
+  std::vector<int32_t> logit_rows;
+
+  int32_t rows() const { return static_cast<int32_t>(token_ids.size()); }
+  int32_t sequences() const { return static_cast<int32_t>(context_lens.size()); }
+  int32_t wanted() const { return static_cast<int32_t>(logit_rows.size()); }
+};
+
+// A share of the attention of a layer: a tile of query rows with one key-value head, over one or several splits of the keys.
+struct AttentionShare {
+  AttentionUnit unit;      // of all splits together; `partial` is null
+  int32_t splits = 1;      // more: through partial results of this thread, joined by it
+  int64_t partial = -1;    // floats from the beginning of the shared partial results: this is one split, which a `Join` joins
+};
+
+struct AttentionJoin {
+  AttentionUnit unit;
+  int32_t splits;
+  int64_t partials;
+};
+
+// How the attention of a step is divided; the same for all layers with the same window.
+struct AttentionPlan {
+  std::vector<AttentionShare> shares;
+  std::vector<AttentionJoin> joins;
+  int64_t shared_floats = 0;   // of partial results that several threads make
+  int64_t private_floats = 0;  // of those that one thread makes at a time
+
+  // `wanted`: for each row whether its result matters, or null: all do.
+  void make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted, int threads);
+};
+
+// Not thread-safe. Weights, tables and the KV pool are the caller's, who keeps them until the decoder is gone.
+class Decoder {
+ public:
+  // Throws std::invalid_argument where the weights do not fit the spec.
+  Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWeights weights, int threads);
+
+  const char* isa() const { return operators_.name; }
+  int threads() const { return team_.most(); }
+  size_t kv_bytes_per_page() const;   // over all layers
+  size_t scratch_bytes() const;       // that the steps so far have needed
+
+  // The pool [layers][pages] of kv_page_bytes each, at a multiple of 64 bytes.
+  void set_kv(uint8_t* pool, int32_t pages);
+  // cos_sin [positions, rotary] as in `HeadJob`. `rotary`: elements of a head that turn.
+  void set_rope(int32_t table, const float* cos_sin, int32_t positions, int32_t rotary);
+
+  // Writes K and V of all rows to their pages and float32 logits [wanted, vocab_size]. Throws std::invalid_argument, before anything is
+  // written, for a batch that does not hold together or reaches beyond the vocabulary, the pool or the rope tables.
+  void step(const StepBatch& batch, float* logits);
+
+  Profile profile;
+
+ private:
+  friend class StepWorker;
+
+  struct RopeTable {
+    const float* cos_sin = nullptr;
+    int32_t positions = 0;
+    int32_t rotary = 0;
+  };
+
+  // What one thread has for itself.
+  struct Private {
+    ActivationBuffer hidden, mixed;  // of few rows, which every thread converts for itself
+    Buffer scratch;                  // of the attention operator
+    Buffer partials;
+  };
+
+  void check(const StepBatch& batch) const;
+  void plan(const StepBatch& batch);
+  void reserve(const StepBatch& batch);
+
+  DecoderSpec spec_;
+  DecoderWeights weights_;
+  const Operators& operators_;
+  Team team_;
+  uint8_t* pool_ = nullptr;
+  int32_t pages_ = 0;
+  std::vector<RopeTable> ropes_;
+
+  // Of the step in progress.
+  std::vector<SequenceView> sequences_;
+  std::vector<int32_t> positions_;   // of each row
+  std::vector<int32_t> row_pages_;   // of each row: the page that its K and V go to
+  std::vector<int32_t> head_starts_; // pieces of rows whose K and V share no cache line with another piece's
+  std::vector<uint8_t> is_wanted_;   // of each row
+  bool all_wanted_ = false;          // the wanted rows are all rows, in order
+  std::vector<int32_t> windows_;     // the distinct ones
+  std::vector<AttentionPlan> plans_; // of each distinct window, then the last layer's
+  std::vector<int32_t> plan_of_;     // of each layer
+
+  Buffer stream_, wanted_stream_, qkv_, mixed_rows_, added_, partials_;
+  ActivationBuffer hidden_, mixed_, inner_;
+  std::vector<Private> private_;
+};
+
+}  // namespace inferloom

@@ -1,0 +1,282 @@
+#include "decoder_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace inferloom {
+
+namespace {
+
+// A piece of work is about this much of a matrix for a few rows: some microseconds, small beside the time for which a core may be taken away
+// and large beside taking a piece.
+constexpr size_t kPieceBytes = 64 << 10;
+// With many rows, about so many multiplications: some tens of microseconds.
+constexpr int64_t kPieceProducts = 8 << 20;
+// The activations of a tile of rows stay in a core's cache while the matrix passes by.
+constexpr size_t kTileBytes = 384 << 10;
+constexpr int kLeastTileRows = 32;
+
+int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+// Rows that are computed together with one piece of a matrix of `cols` columns.
+int32_t tile_rows(int32_t rows, const Activations& input) {
+  const size_t width = input.forms & kFloat ? 4 : input.forms & kBfloat16 ? 2 : 1;
+  const auto fitting = static_cast<int32_t>(kTileBytes / (width * static_cast<size_t>(input.stride)));
+  const int32_t most = std::max(kLeastTileRows, fitting / 16 * 16);
+  return rows <= most ? rows : ceil_div(ceil_div(rows, ceil_div(rows, most)), 16) * 16;
+}
+
+// Blocks of 16 rows of a matrix that are one piece of work for `rows` rows of activations.
+int32_t piece_blocks(const Linear& weight, int32_t rows) {
+  const auto by_bytes = static_cast<int64_t>(kPieceBytes / block_bytes(weight));
+  const int64_t by_products = kPieceProducts / (int64_t{kRowBlock} * weight.cols * rows);
+  return static_cast<int32_t>(std::max<int64_t>(1, std::min(by_bytes, by_products)));
+}
+
+const auto nothing = [](const LinearJob&, int, int, int, int) {};
+
+}  // namespace
+
+StepWorker::StepWorker(Decoder& decoder, const StepBatch& batch, float* logits, Team::Member team)
+    : decoder_(decoder),
+      spec_(decoder.spec_),
+      operators_(decoder.operators_),
+      batch_(batch),
+      logits_(logits),
+      team_(team),
+      own_(decoder.private_[static_cast<size_t>(team.index())]),
+      watch_(decoder.profile, team.index()),
+      rows_(batch.rows()),
+      stream_(decoder.stream_.at<float>()),
+      qkv_stride_(int64_t{spec_.heads + 2 * spec_.kv_heads} * spec_.head_dim),
+      layer_bytes_(static_cast<int64_t>(kv_page_bytes(KvType::BF16, spec_.kv_heads, spec_.head_dim)) * decoder.pages_) {}
+
+void StepWorker::run() {
+  embed();
+  const std::vector<DecoderLayer>& layers = decoder_.weights_.layers;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const KvPool kv{decoder_.pool_ + static_cast<int64_t>(i) * layer_bytes_, layer_bytes_ / decoder_.pages_, KvType::BF16, spec_.kv_heads,
+                    spec_.head_dim};
+    attend(layers[i], kv);
+    if (i + 1 == layers.size() && batch_.wanted() == 0) return;  // the pages are written
+    mix(layers[i], kv, decoder_.plans_[static_cast<size_t>(decoder_.plan_of_[i])], i + 1 == layers.size());
+    mlp(layers[i]);
+  }
+  output();
+}
+
+void StepWorker::wait() {
+  team_.wait();
+  watch_.mark(Stage::WAIT);
+}
+
+template <class Work>
+void StepWorker::each_row(Stage stage, bool alone, Work&& work) {
+  if (alone) {
+    work(0, rows_);
+    watch_.mark(stage);
+    return;
+  }
+  team_.share(rows_, std::max(1, rows_ / (8 * team_.threads())), work);
+  watch_.mark(stage);
+  wait();
+}
+
+void StepWorker::embed() {
+  const int64_t hidden = spec_.hidden_size;
+  each_row(Stage::EMBED, false, [&](int begin, int end) {
+    operators_.embed(decoder_.weights_.embedding, batch_.token_ids.data(), spec_.embedding_factor, stream_, hidden, begin, end);
+    const Linear& learned = decoder_.weights_.positions;
+    if (!learned.present()) return;
+    float* places = decoder_.added_.at<float>();
+    operators_.embed(learned, decoder_.positions_.data(), 1.0f, places, hidden, begin, end);
+    for (int64_t i = begin * hidden; i < end * hidden; ++i) stream_[i] += places[i];
+  });
+}
+
+NormJob StepWorker::job_of(const Norm& norm, const float* input) const {
+  return {input, spec_.hidden_size, norm.weight, norm.bias, spec_.norm_eps, spec_.norm_kind, spec_.hidden_size};
+}
+
+void StepWorker::norm_rows(const Norm& norm, Activations* output, int32_t begin, int32_t end) {
+  if (norm.present) {
+    operators_.norm(job_of(norm, stream_), output, begin, end);
+  } else {
+    operators_.convert(stream_, spec_.hidden_size, output, begin, end);
+  }
+}
+
+Activations StepWorker::normed(const Norm& norm, uint32_t forms) {
+  const bool alone = rows_ <= kFewRows;
+  Activations output = (alone ? own_.hidden : decoder_.hidden_).view(forms);
+  each_row(Stage::NORM, alone, [&](int begin, int end) { norm_rows(norm, &output, begin, end); });
+  return output;
+}
+
+template <class Epilogue>
+void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue&& epilogue) {
+  const int32_t tile = tile_rows(rows_, *jobs[0].input), tiles = ceil_div(rows_, tile);
+  int32_t blocks[kMostJobs], pieces[kMostJobs], in_tile = 0;
+  for (int i = 0; i < count; ++i) {
+    blocks[i] = piece_blocks(*jobs[i].weight, tile);
+    pieces[i] = ceil_div(jobs[i].weight->blocks(), blocks[i]);
+    in_tile += pieces[i];
+  }
+  // All pieces of one tile of rows come first, then those of the next.
+  team_.share(tiles * in_tile, 1, [&](int piece, int) {
+    const int32_t row_begin = piece / in_tile * tile, row_end = std::min(row_begin + tile, rows_);
+    piece %= in_tile;
+    int i = 0;
+    while (piece >= pieces[i]) piece -= pieces[i++];
+    const int32_t begin = piece * blocks[i], end = std::min(begin + blocks[i], jobs[i].weight->blocks());
+    operators_.linear(jobs[i], begin, end, row_begin, row_end);
+    epilogue(jobs[i], begin, end, row_begin, row_end);
+  });
+  watch_.mark(stage);
+  wait();
+}
+
+void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool) {
+  const int64_t queries = int64_t{spec_.heads} * spec_.head_dim, keys = int64_t{spec_.kv_heads} * spec_.head_dim;
+  const Activations input = normed(layer.input_norm, qkv_forms(layer));
+  float* qkv = decoder_.qkv_.at<float>();
+  const LinearJob jobs[] = {{&layer.q, &input, qkv, qkv_stride_, 1.0f, false},
+                            {&layer.k, &input, qkv + queries, qkv_stride_, 1.0f, false},
+                            {&layer.v, &input, qkv + queries + keys, qkv_stride_, 1.0f, false}};
+  linears(Stage::QKV, jobs, 3, nothing);
+
+  HeadJob job{qkv,    qkv_stride_, layer.q_norm, layer.k_norm,  spec_.norm_eps, nullptr,
+              0,      spec_.heads, spec_.kv_heads, spec_.head_dim};
+  if (layer.rope >= 0) {
+    job.cos_sin = decoder_.ropes_[static_cast<size_t>(layer.rope)].cos_sin;
+    job.rotary = decoder_.ropes_[static_cast<size_t>(layer.rope)].rotary;
+  }
+  const bool whole = spec_.norm_whole_rows && layer.q_norm;
+  if (whole) job.q_norm = job.k_norm = nullptr;
+  const std::vector<int32_t>& starts = decoder_.head_starts_;
+  team_.share(static_cast<int>(starts.size()) - 1, 1, [&](int piece, int) {
+    const int32_t begin = starts[static_cast<size_t>(piece)], end = starts[static_cast<size_t>(piece) + 1];
+    if (whole) {
+      const auto normalise = [&](float* part, const float* weight, int64_t cols) {
+        operators_.norm_rows({part, qkv_stride_, weight, nullptr, spec_.norm_eps, NormKind::RMS, static_cast<int32_t>(cols)}, part,
+                             qkv_stride_, begin, end);
+      };
+      normalise(qkv, layer.q_norm, queries);
+      normalise(qkv + queries, layer.k_norm, keys);
+    }
+    operators_.heads(job, pool, decoder_.positions_.data(), decoder_.row_pages_.data(), begin, end);
+  });
+  watch_.mark(Stage::HEADS);
+  wait();
+}
+
+void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool last) {
+  const int64_t queries = int64_t{spec_.heads} * spec_.head_dim;
+  const AttentionSpec attention{spec_.heads,  spec_.kv_heads, spec_.head_dim, spec_.attention_scale, spec_.attention_soft_cap,
+                                layer.window, layer.sinks,    nullptr,        nullptr};
+  const float* qkv = decoder_.qkv_.at<float>();
+  float* mixed = decoder_.mixed_rows_.at<float>();
+  const auto compute = [&](const AttentionUnit& unit) {
+    operators_.attend(attention, pool, unit, qkv, qkv_stride_, mixed, queries, own_.scratch.at<float>());
+  };
+  const int64_t partial_floats = spec_.heads / spec_.kv_heads * int64_t{spec_.head_dim + 2};  // of one row
+
+  team_.share(static_cast<int>(plan.shares.size()), 1, [&](int i, int) {
+    const AttentionShare& share = plan.shares[static_cast<size_t>(i)];
+    AttentionUnit unit = share.unit;
+    if (share.splits == 1) {
+      if (share.partial >= 0) unit.partial = decoder_.partials_.at<float>() + share.partial;
+      compute(unit);
+      return;
+    }
+    float* partials = own_.partials.at<float>();
+    for (int split = 0; split < share.splits; ++split) {
+      const int32_t origin = (share.unit.key_begin / kKeySplit + split) * kKeySplit;
+      unit.key_begin = std::max(share.unit.key_begin, origin);
+      unit.key_end = std::min(share.unit.key_end, origin + kKeySplit);
+      unit.partial = partials + split * unit.rows * partial_floats;
+      compute(unit);
+    }
+    operators_.merge(attention, share.unit, partials, share.splits, mixed, queries);
+  });
+  watch_.mark(Stage::ATTENTION);
+  wait();
+  if (!plan.joins.empty()) {
+    team_.share(static_cast<int>(plan.joins.size()), 1, [&](int i, int) {
+      const AttentionJoin& join = plan.joins[static_cast<size_t>(i)];
+      operators_.merge(attention, join.unit, decoder_.partials_.at<float>() + join.partials, join.splits, mixed, queries);
+    });
+    watch_.mark(Stage::ATTENTION);
+    wait();
+  }
+
+  const bool chosen = last && !decoder_.all_wanted_;
+  const float* before = stream_;
+  if (chosen) {
+    rows_ = batch_.wanted();
+    stream_ = decoder_.wanted_stream_.at<float>();
+  }
+  // A parallel MLP reads the stream here, to which a thread that is through already adds.
+  const bool alone = rows_ <= kFewRows && !chosen && !spec_.parallel_residual;
+  const uint32_t forms = form_of(layer.o.layout);
+  Activations input = (alone ? own_.mixed : decoder_.mixed_).view(forms);
+  mlp_input_ = (alone ? own_.hidden : decoder_.hidden_).view(mlp_forms(layer));
+  each_row(Stage::CONVERT, alone, [&](int begin, int end) {
+    if (chosen) {
+      const auto hidden = static_cast<size_t>(spec_.hidden_size);
+      for (int row = begin; row < end; ++row) {
+        const int64_t from = batch_.logit_rows[static_cast<size_t>(row)];
+        std::memcpy(stream_ + static_cast<size_t>(row) * hidden, before + static_cast<size_t>(from) * hidden, hidden * sizeof(float));
+        operators_.convert(mixed + (from - row) * queries, queries, &input, row, row + 1);
+      }
+    } else {
+      operators_.convert(mixed, queries, &input, begin, end);
+    }
+    if (spec_.parallel_residual) norm_rows(layer.mlp_norm, &mlp_input_, begin, end);
+  });
+  project(Stage::OUTPUT, layer.o, input, layer.attention_out_norm);
+}
+
+void StepWorker::project(Stage stage, const Linear& weight, const Activations& input, const Norm& norm) {
+  const int64_t hidden = spec_.hidden_size;
+  if (!norm.present) {
+    const LinearJob job{&weight, &input, stream_, hidden, spec_.residual_factor, true};
+    linears(stage, &job, 1, nothing);
+    return;
+  }
+  float* added = decoder_.added_.at<float>();
+  const LinearJob job{&weight, &input, added, hidden, 1.0f, false};
+  linears(stage, &job, 1, nothing);
+  each_row(Stage::NORM, false, [&](int begin, int end) {
+    operators_.norm_rows(job_of(norm, added), added, hidden, begin, end);
+    for (int64_t i = begin * hidden; i < end * hidden; ++i) stream_[i] += spec_.residual_factor * added[i];
+  });
+}
+
+void StepWorker::mlp(const DecoderLayer& layer) {
+  const Activations input = spec_.parallel_residual ? mlp_input_ : normed(layer.mlp_norm, mlp_forms(layer));
+  Activations inner = decoder_.inner_.view(form_of(layer.down.layout));
+  const GatedJob job{&layer.gate, layer.up.present() ? &layer.up : nullptr, &input, &inner, spec_.activation};
+  const int32_t tile = tile_rows(rows_, input), tiles = ceil_div(rows_, tile);
+  const int32_t units = ceil_div(spec_.intermediate_size, kGatedUnit);
+  team_.share(tiles * units, 1, [&](int piece, int) {
+    const int32_t row_begin = piece / units * tile;
+    operators_.gated(job, piece % units, piece % units + 1, row_begin, std::min(row_begin + tile, rows_));
+  });
+  watch_.mark(Stage::GATED);
+  wait();
+  project(Stage::DOWN, layer.down, inner, layer.mlp_out_norm);
+}
+
+void StepWorker::output() {
+  const Linear& head = decoder_.weights_.head;
+  const Activations input = normed(decoder_.weights_.norm, form_of(head.layout));
+  const LinearJob job{&head, &input, logits_, spec_.vocab_size, spec_.logit_factor, false};
+  linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
+    if (spec_.logit_soft_cap == 0.0f) return;
+    const int32_t first = begin * kRowBlock, cols = std::min(end * kRowBlock, spec_.vocab_size) - first;
+    operators_.soft_cap(logits_ + first, spec_.vocab_size, cols, spec_.logit_soft_cap, row_begin, row_end);
+  });
+}
+
+}  // namespace inferloom
