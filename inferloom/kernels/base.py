@@ -49,6 +49,12 @@ class Kernels(ABC):
         """x / sqrt(mean(x²) + eps) * weight over the last axis, mean in float32. Invariant."""
 
     @abstractmethod
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last axis, in float32. Invariant."""
+
+    @abstractmethod
     def rope_and_write(
         self,
         qkv: torch.Tensor,
@@ -56,26 +62,38 @@ class Kernels(ABC):
         *,
         norm: torch.Tensor | None,
         eps: float,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
         pool: torch.Tensor,
         plan: AttentionPlan,
     ) -> torch.Tensor:
         """Normalise (where `norm` is given) and rotate the q and k heads of `qkv` [T', (N + 2K) · D], write k and v of the
         first plan.rows rows to `pool` [pages, 2, K, 32, D]; return q [plan.rows, N, D].
 
-        `norm` [N + K, D] is the weight of each head's RMSNorm; `cos` and signed `sin` are [T', 1, D]. `qkv` is consumed.
+        `norm` [N + K, D] is the weight of each head's RMSNorm; `cos` and signed `sin` are [T', 1, R], R at most D: the first
+        R elements of each head turn (None: nothing does). `qkv` is consumed.
         """
 
     @abstractmethod
     def paged_attention(
-        self, q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None
+        self,
+        q: torch.Tensor,
+        pool: torch.Tensor,
+        plan: AttentionPlan,
+        window: int | None,
+        *,
+        scale: float | None = None,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Causal attention of q [plan.rows, N, D] to the paged context of each row's sequence → [padded rows, N · D].
 
+        Scores are q · k * `scale` (None: 1 / sqrt(D)), then `soft_cap` * tanh(score / `soft_cap`) where it is given. `sinks`
+        [N] is one more score of each head, which takes its share of the softmax and has no value (gpt-oss).
         Rows past plan.rows are zero. Invariant: a sequence's result depends on its own rows, length and pages alone.
         """
 
     @abstractmethod
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
-        """activation(gate) * up, elementwise; `gate` is consumed. Activations: silu, gelu, gelu_tanh. Invariant."""
+    def gated(self, gate: torch.Tensor, up: torch.Tensor | None, activation: str) -> torch.Tensor:
+        """activation(gate) * up (None: activation(gate)), elementwise; `gate` is consumed. Activations: silu, gelu,
+        gelu_tanh, relu. Invariant."""

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from inferloom.errors import Unsupported
 from inferloom.kernels.base import Kernels
 from inferloom.models.batch import Embedder
+from inferloom.models.config_json import architecture_of, size_of
 from inferloom.models.linears import Linear, LinearLike
 from inferloom.models.pooling import Pooling
-from inferloom.models.spec import architecture_of, size_of
 from inferloom.models.tensors import TensorReader
 from inferloom.types import ModelCard
 

@@ -12,18 +12,14 @@ from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.weights import open_weights
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
+from inferloom.models.config_json import architecture_of
 from inferloom.models.decoder import Decoder
 from inferloom.models.decoder_weights import read_decoder
 from inferloom.models.encoder import Encoder, EncoderSpec
+from inferloom.models.families import DECODER_FAMILIES, ENCODER_FAMILIES, unknown_architecture
 from inferloom.models.json_files import read_json
 from inferloom.models.pooling import Pooling
-from inferloom.models.spec import (
-    DECODER_FAMILIES,
-    ENCODER_FAMILIES,
-    DecoderSpec,
-    architecture_of,
-    unknown_architecture,
-)
+from inferloom.models.spec import DecoderSpec
 from inferloom.models.tensors import TensorReader, stored_dtype
 from inferloom.types import ModelCard
 

@@ -2,25 +2,30 @@
 
 Semantics are those of `transformers` 5 (`modeling_rope_utils`): "default", "linear", "dynamic" (NTK scaling, which
 changes nothing up to max_position_embeddings; longer contexts are refused, because their keys would depend on when
-they were written), "yarn" (https://huggingface.co/papers/2309.00071) and "llama3". Anything else is refused by name.
+they were written), "yarn" (https://huggingface.co/papers/2309.00071), "llama3" and "longrope"
+(https://huggingface.co/papers/2402.13753). Anything else is refused by name.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from inferloom.errors import InvalidFormat, Unsupported
 
-KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """How positions turn. `dim` is the head size; lengths are in tokens."""
+    """How positions turn. Lengths are in tokens.
+
+    The first `dim` elements of a head turn (all of them, or a part: partial rotary), element i together with element
+    i + dim / 2; the others stay as they are.
+    """
 
     theta: float
     dim: int
@@ -34,15 +39,30 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()  # longrope: what each frequency is divided by in short contexts,
+    long_factors: tuple[float, ...] = ()  # and in contexts longer than original_max_positions
+    long: bool = False  # which of the two are in force
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], *, dim: int, max_positions: int, theta: float) -> RopeSpec:
-        """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before it).
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        *,
+        head_dim: int,
+        max_positions: int,
+        theta: float,
+        partial: float | None = None,
+        given: dict[str, Any] | None = None,
+    ) -> RopeSpec:
+        """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before it), or from `given`
+        in place of both.
 
-        `theta` is the family's own default. Raises `Unsupported` for a kind not listed above, `InvalidFormat` for a
-        missing or unusable number.
+        `theta` is the family's own default, `partial` its share of a head that turns where the configuration names none
+        (None: a family that turns whole heads only). Raises `Unsupported` for a kind not listed above, `InvalidFormat`
+        for a missing or unusable number.
         """
-        given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if given is None:
+            given = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(given, dict):
             raise InvalidFormat(f"config.json: the rope parameters must be an object, not {given!r}")
         nested = [key for key, value in given.items() if isinstance(value, dict)]
@@ -51,15 +71,36 @@ class RopeSpec:
         kind = given.get("rope_type") or given.get("type") or "default"
         if kind not in KINDS:
             raise Unsupported(f"rope scaling {kind!r}", f"this engine knows {', '.join(KINDS)}")
-        if float(given.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)) != 1.0:
-            raise Unsupported("partial_rotary_factor", "this engine turns whole heads only")
+        share = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+        share = float(share or partial or 1.0)
+        if partial is None and share != 1.0:
+            raise Unsupported("partial_rotary_factor", "this family turns whole heads only")
+        dim = int(head_dim * share)
+        if not 0 < dim <= head_dim or dim % 2:
+            raise InvalidFormat(
+                f"config.json: the part of a head that turns must be even, not {dim} of {head_dim}"
+            )
         base = given.get("rope_theta", config.get("rope_theta"))
         base = theta if base is None else float(base)
-        original = given.get("original_max_position_embeddings") or config.get(
+        # Phi-3 names it beside the rope parameters, and means that where both are there.
+        original = config.get("original_max_position_embeddings") or given.get(
             "original_max_position_embeddings"
         )
         if kind == "default":
             return cls(theta=base, dim=dim, max_positions=max_positions)
+        if kind == "longrope":
+            length = int(original or max_positions)
+            return cls(
+                theta=base,
+                dim=dim,
+                max_positions=max_positions,
+                kind=kind,
+                original_max_positions=length,
+                attention_factor=_longrope_attention_factor(given, max_positions, length),
+                short_factors=cls._factors(given, "short_factor", dim),
+                long_factors=cls._factors(given, "long_factor", dim),
+                long=max_positions > length,
+            )
         factor = cls._number(given, "factor", kind)
         if kind == "llama3":
             return cls(
@@ -94,6 +135,25 @@ class RopeSpec:
             raise InvalidFormat(f"config.json: rope scaling {kind!r} needs a positive {key}, got {value!r}")
         return float(value)
 
+    @staticmethod
+    def _factors(given: dict[str, Any], key: str, dim: int) -> tuple[float, ...]:
+        values = given.get(key)
+        if not isinstance(values, list) or len(values) != dim // 2:
+            raise InvalidFormat(
+                f"config.json: rope scaling 'longrope' needs {dim // 2} numbers as {key}, got {values!r}"
+            )
+        return tuple(float(value) for value in values)
+
+    def for_context(self, length: int) -> RopeSpec:
+        """The same for a model that is served with contexts of at most `length` tokens.
+
+        LongRoPE has two sets of frequencies. Which one is in force is decided here, once for all contexts: were it to
+        change while a sequence grows, its cached keys would be wrong, and a shared prefix would depend on who shares it.
+        """
+        if self.original_max_positions is None or not self.long_factors:
+            return self
+        return replace(self, long=length > self.original_max_positions)
+
     def frequencies(self) -> torch.Tensor:
         """float32 [dim / 2], radians per token."""
         plain = _plain(self.theta, self.dim)
@@ -103,6 +163,10 @@ class RopeSpec:
             return self._llama3(plain)
         if self.kind == "yarn":
             return self._yarn()
+        if self.kind == "longrope":
+            factors = torch.tensor(self.long_factors if self.long else self.short_factors)
+            powers = self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.int64).float() / self.dim)
+            return 1.0 / (factors * powers)
         return plain
 
     def _llama3(self, plain: torch.Tensor) -> torch.Tensor:
@@ -149,11 +213,18 @@ def _yarn_attention_factor(given: dict[str, Any], factor: float) -> float:
     return scale(one) / scale(all_dim) if one and all_dim else scale()
 
 
+def _longrope_attention_factor(given: dict[str, Any], max_positions: int, original: int) -> float:
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    factor = float(given.get("factor") or max_positions / original)
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
 class RopeTables:
     """cos and signed sin of positions, in the compute dtype, grown on demand.
 
     The second half of each row repeats the first (rotate-half layout); the sine's first half is negated, so that
-    `x * cos + roll(x, dim / 2) * sin` is the whole rotation.
+    `x * cos + roll(x, dim / 2) * sin` is the whole rotation of the elements that turn.
     """
 
     def __init__(self, spec: RopeSpec, *, dtype: torch.dtype, device: torch.device) -> None:

@@ -35,7 +35,7 @@ class TensorReader:
         self.parameters = 0
         self.weight_bytes = 0
         self._tensors = tensors
-        self._dtype = dtype
+        self.dtype = dtype
         self._stored = stored
         self._device = device
         self._prefix = prefix
@@ -48,7 +48,7 @@ class TensorReader:
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor of that name and shape, in `dtype` (None: the compute dtype), on the model's device."""
         tensor = self._find(name, shape)
-        wanted = dtype or self._dtype
+        wanted = dtype or self.dtype
         if isinstance(tensor, PackedTensor):
             tensor = dequantise(tensor, wanted).to(self._device)
         else:
@@ -65,7 +65,7 @@ class TensorReader:
         if not isinstance(tensor, PackedTensor):
             tensor = self._rounded(tensor)
             if tensor.dtype not in _KERNEL_FLOATS:
-                tensor = tensor.to(self._dtype)
+                tensor = tensor.to(self.dtype)
         self.weight_bytes += tensor.nbytes
         return tensor
 

@@ -11,14 +11,45 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from inferloom.formats.checkpoint import Checkpoint
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "roberta"]
-DECODERS: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3")
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3", "granite", "smollm3", "olmo2",
+    "phi3", "gpt2", "gpt_neox", "stablelm", "falcon", "opt", "cohere", "bert", "roberta",
+]  # fmt: skip
+DECODERS: tuple[Family, ...] = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3", "granite", "smollm3", "olmo2",
+    "phi3", "gpt2", "gpt_neox",
+)  # fmt: skip
+FOREIGN: tuple[Family, ...] = ("stablelm", "falcon", "opt", "cohere")  # run by transformers' own modules
 ENCODERS: tuple[Family, ...] = ("bert", "roberta")
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# Of each family: the prefix of its classes in `transformers`, and what sets its small config apart from a Llama's.
+_PECULIARITIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "mistral": ("Mistral", {"sliding_window": 48, "tie_word_embeddings": False}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen2_moe": ("Qwen2Moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 56, "mlp_only_layers": [2]}),
+    "qwen3_moe": ("Qwen3Moe", {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "norm_topk_prob": True, "head_dim": 32}),
+    "gemma2": ("Gemma2", {"head_dim": 32, "sliding_window": 40, "query_pre_attn_scalar": 20}),
+    "gemma3": ("Gemma3Text", {"head_dim": 32, "sliding_window": 40, "query_pre_attn_scalar": 20, "sliding_window_pattern": 2}),
+    "granite": ("Granite", {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "attention_multiplier": 0.11, "logits_scaling": 4.0}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
+    "olmo2": ("Olmo2", {"tie_word_embeddings": False}),
+    "phi3": ("Phi3", {"tie_word_embeddings": False}),
+    "gpt2": ("GPT2", {}),
+    "gpt_neox": ("GPTNeoX", {"tie_word_embeddings": False}),
+    "stablelm": ("StableLm", {"tie_word_embeddings": False, "use_qkv_bias": True}),
+    "falcon": ("Falcon", {"tie_word_embeddings": False, "multi_query": True}),
+    "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "cohere": ("Cohere", {}),
+    "bert": ("Bert", {}),
+    "roberta": ("Roberta", {}),
+}  # fmt: skip
+_CLASSES = {"gemma3": "Gemma3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -48,7 +79,7 @@ def make_checkpoint(
         extra = {}
     model = _build(family, tokenizer.get_vocab_size(), seed, layers, max_positions, overrides)
     model.to(dtype).save_pretrained(folder)
-    if family in DECODERS:
+    if family not in ENCODERS:
         end = tokenizer.token_to_id("<|im_end|>")
         extra["generation_config.json"] = {
             "eos_token_id": end,
@@ -80,25 +111,21 @@ def _build(
         # Wide enough that the best token of a random model leads clearly.
         "initializer_range": 0.2,
     }
-    if family in DECODERS:
-        sizes |= {"num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": True}
-    if family == "mistral":
-        sizes |= {"sliding_window": 48, "tie_word_embeddings": False}
-    if family == "qwen3":
-        sizes |= {"head_dim": 32}
+    if family not in ENCODERS:
+        sizes |= {
+            "num_key_value_heads": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            "tie_word_embeddings": True,
+        }
+    name, own = _PECULIARITIES[family]
     if family == "roberta":
-        sizes |= {"max_position_embeddings": positions + 2, "type_vocab_size": 1, "pad_token_id": 1}
-    prefix = {
-        "llama": "Llama",
-        "mistral": "Mistral",
-        "qwen2": "Qwen2",
-        "qwen3": "Qwen3",
-        "bert": "Bert",
-        "roberta": "Roberta",
-    }
-    name = prefix[family]
-    config = getattr(transformers, f"{name}Config")(**(sizes | overrides))
-    kind = getattr(transformers, f"{name}ForCausalLM" if family in DECODERS else f"{name}Model")
+        own = {"max_position_embeddings": positions + 2, "type_vocab_size": 1, "pad_token_id": 1}
+    config = getattr(transformers, f"{name}Config")(**(sizes | own | overrides))
+    kind = getattr(
+        transformers, f"{name}Model" if family in ENCODERS else _CLASSES.get(family, f"{name}ForCausalLM")
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = kind(config).eval()

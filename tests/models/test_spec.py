@@ -25,7 +25,8 @@ def spec_of(**changes: Any) -> DecoderSpec:
 
 def test_missing_keys_take_the_family_s_defaults() -> None:
     spec = spec_of()
-    assert (spec.kv_heads, spec.head_dim, spec.max_positions, spec.rope.theta) == (4, 16, 2048, 10_000.0)
+    assert (spec.kv_heads, spec.head_dim, spec.max_positions) == (4, 16, 2048)
+    assert [rope.theta for rope in spec.ropes if rope] == [10_000.0] * 3
     assert not spec.tied_embeddings and not spec.qkv_bias and not spec.mlp_bias and not spec.qk_norm
     assert spec.windows == (None, None, None)
 
@@ -40,7 +41,8 @@ def test_the_old_and_the_new_form_of_rope_parameters_say_the_same() -> None:
     old = spec_of(rope_theta=500_000.0, rope_scaling={"type": "llama3", **scaling})
     new = spec_of(rope_parameters={"rope_theta": 500_000.0, "rope_type": "llama3", **scaling})
     assert old == new
-    assert new.rope.theta == 500_000.0 and new.rope.kind == "llama3"
+    rope = new.ropes[0]
+    assert rope is not None and rope.theta == 500_000.0 and rope.kind == "llama3"
 
 
 def test_qwen2_has_biases_on_q_k_and_v_alone() -> None:
@@ -50,7 +52,7 @@ def test_qwen2_has_biases_on_q_k_and_v_alone() -> None:
 
 def test_qwen3_normalises_heads_of_their_own_size() -> None:
     spec = spec_of(architectures=["Qwen3ForCausalLM"], num_key_value_heads=2)
-    assert spec.qk_norm and spec.head_dim == 128
+    assert spec.qk_norm == "head" and spec.head_dim == 128
 
 
 def test_a_sliding_window_counts_where_the_family_uses_it() -> None:
@@ -77,7 +79,12 @@ def test_a_sliding_window_counts_where_the_family_uses_it() -> None:
         ({"num_key_value_heads": 3}, InvalidFormat, "4 attention heads cannot share 3"),
         ({"head_dim": 15}, InvalidFormat, "head_dim must be even"),
         ({"hidden_act": "relu2"}, Unsupported, "hidden_act 'relu2'.*silu"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, Unsupported, "rope scaling 'longrope'.*yarn"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, Unsupported, "rope scaling 'proportional'.*yarn"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            InvalidFormat,
+            "'longrope' needs 8 numbers as short_factor",
+        ),
         (
             {"rope_scaling": {"rope_type": "linear"}},
             InvalidFormat,

@@ -6,6 +6,8 @@ prefills it computes half of what causality hides (`benchmarks/executor.py`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from inferloom.kernels.plan import PAGE_SIZE, AttentionPlan, DecodeGroup, PrefillChunk
@@ -29,47 +31,87 @@ class Scratch:
         return out.view(2, matrices, -1, dim)
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """From products of queries and keys to the weights of a softmax."""
+
+    scale: float
+    soft_cap: float | None = None
+    sinks: torch.Tensor | None = None  # [heads]
+
+    def scaled(self, products: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        products.mul_(self.scale)
+        if self.soft_cap is not None:
+            products.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return products
+
+    def weights(self, scores: torch.Tensor) -> torch.Tensor:
+        """softmax over the last axis of scores [sequences, heads, rows, keys]."""
+        if self.sinks is None:
+            return torch.softmax(scores, dim=-1)
+        sinks = self.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.softmax(torch.cat((scores, sinks), dim=-1), dim=-1)[..., :-1]
+
+
 def attend(
-    q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None, scratch: Scratch
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    plan: AttentionPlan,
+    window: int | None,
+    scoring: Scoring,
+    scratch: Scratch,
 ) -> torch.Tensor:
     """q [rows, heads, head_dim] over pool [pages, 2, kv_heads, 32, head_dim] → [plan.padded_rows, heads · head_dim]."""
     part = plan.windows[window]
     if len(part.groups) == 1 and part.groups[0].rows is None and plan.padded_rows == plan.rows:
-        return _decode(q, pool, part.groups[0], scratch)
+        return _decode(q, pool, part.groups[0], scoring, scratch)
     out = q.new_zeros(plan.padded_rows, q.shape[1] * q.shape[2])
     for group in part.groups:
         if group.rows is None:
-            out[: plan.rows] = _decode(q, pool, group, scratch)
+            out[: plan.rows] = _decode(q, pool, group, scoring, scratch)
         else:
-            out.index_copy_(0, group.rows, _decode(q.index_select(0, group.rows), pool, group, scratch))
+            out.index_copy_(
+                0, group.rows, _decode(q.index_select(0, group.rows), pool, group, scoring, scratch)
+            )
     for chunk in part.chunks:
-        _prefill(q, pool, chunk, out, scratch)
+        _prefill(q, pool, chunk, out, scoring, scratch)
     return out
 
 
-def _decode(q: torch.Tensor, pool: torch.Tensor, group: DecodeGroup, scratch: Scratch) -> torch.Tensor:
+def _decode(
+    q: torch.Tensor, pool: torch.Tensor, group: DecodeGroup, scoring: Scoring, scratch: Scratch
+) -> torch.Tensor:
     kv_heads, dim = pool.shape[2], pool.shape[4]
     n = group.count
     keys, values = scratch.gather(pool, group.blocks, n * kv_heads)
     # The query heads that share a key-value head are the rows of one matrix: nothing is repeated.
-    scores = torch.bmm(q.reshape(n * kv_heads, -1, dim), keys.transpose(1, 2))
-    scores.mul_(dim**-0.5).view(n, kv_heads, -1, scores.shape[2]).add_(group.bias)
-    return torch.bmm(torch.softmax(scores, dim=-1), values).view(n, -1)
+    scores = scoring.scaled(torch.bmm(q.reshape(n * kv_heads, -1, dim), keys.transpose(1, 2)))
+    scores.view(n, kv_heads, -1, scores.shape[2]).add_(group.bias)
+    weights = scoring.weights(scores.view(n, -1, 1, scores.shape[2])).reshape(scores.shape)
+    return torch.bmm(weights, values).view(n, -1)
 
 
 def _prefill(
-    q: torch.Tensor, pool: torch.Tensor, chunk: PrefillChunk, out: torch.Tensor, scratch: Scratch
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    chunk: PrefillChunk,
+    out: torch.Tensor,
+    scoring: Scoring,
+    scratch: Scratch,
 ) -> None:
     kv_heads, dim = pool.shape[2], pool.shape[4]
     keys, values = scratch.gather(pool, chunk.blocks, kv_heads)
-    scale = dim**-0.5
     for part in chunk.parts:
         rows = part.stop - part.start
         columns = slice(part.first, part.last)
         grouped = q[part.start : part.stop].unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)  # type: ignore[no-untyped-call]
-        scores = torch.bmm(grouped.reshape(kv_heads, -1, dim), keys[:, columns].transpose(1, 2)).mul_(scale)
+        scores = scoring.scaled(
+            torch.bmm(grouped.reshape(kv_heads, -1, dim), keys[:, columns].transpose(1, 2))
+        )
         scores.view(kv_heads, -1, rows, scores.shape[2])[..., -part.bias.shape[1] :] += part.bias
-        mixed = torch.bmm(torch.softmax(scores, dim=-1), values[:, columns])
+        weights = scoring.weights(scores.view(1, -1, rows, scores.shape[2])).reshape(scores.shape)
+        mixed = torch.bmm(weights, values[:, columns])
         out[part.start : part.stop].view(rows, kv_heads, -1, dim).copy_(
             mixed.view(kv_heads, -1, rows, dim).permute(2, 0, 1, 3)
         )

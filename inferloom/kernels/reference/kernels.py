@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from inferloom.formats.layouts import PackedTensor, dequantise
 from inferloom.kernels.base import HeadShape, Kernels
 from inferloom.kernels.plan import AttentionPlan
-from inferloom.kernels.reference.attention import Scratch, attend
+from inferloom.kernels.reference.attention import Scoring, Scratch, attend
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -75,6 +75,11 @@ class ReferenceKernels(Kernels):
         scale.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         return wide.mul_(scale).mul_(weight).to(x.dtype)
 
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    ) -> torch.Tensor:
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
     def rope_and_write(
         self,
         qkv: torch.Tensor,
@@ -82,8 +87,8 @@ class ReferenceKernels(Kernels):
         *,
         norm: torch.Tensor | None,
         eps: float,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
         pool: torch.Tensor,
         plan: AttentionPlan,
     ) -> torch.Tensor:
@@ -91,9 +96,13 @@ class ReferenceKernels(Kernels):
         heads = qkv.view(qkv.shape[0], turned + shape.kv_heads, shape.head_dim)
         x = heads[:, :turned]
         if norm is not None:
-            x.copy_(F.rms_norm(x, (shape.head_dim,), None, eps).mul_(norm))
-        rolled = x.roll(shape.head_dim // 2, -1)
-        x.mul_(cos).addcmul_(rolled, sin)
+            # A weight in float32 (1 + w) asks for one rounding at the end; others are multiplied in the compute dtype.
+            wide = x.float() if norm.dtype == torch.float32 else x
+            x.copy_(F.rms_norm(wide, (shape.head_dim,), None, eps).mul_(norm))
+        if cos is not None and sin is not None:
+            part = x[..., : cos.shape[-1]]
+            rolled = part.roll(cos.shape[-1] // 2, -1)
+            part.mul_(cos).addcmul_(rolled, sin)
         if plan.begun is not None:
             pool.index_fill_(0, plan.begun, 0)
         written = heads[: plan.rows, shape.heads :].reshape(-1, shape.head_dim)
@@ -101,11 +110,25 @@ class ReferenceKernels(Kernels):
         return heads[: plan.rows, : shape.heads]
 
     def paged_attention(
-        self, q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, window: int | None
+        self,
+        q: torch.Tensor,
+        pool: torch.Tensor,
+        plan: AttentionPlan,
+        window: int | None,
+        *,
+        scale: float | None = None,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return attend(q, pool, plan, window, self._scratch)
+        if scale is None:
+            scale = q.shape[-1] ** -0.5
+        return attend(q, pool, plan, window, Scoring(scale, soft_cap, sinks), self._scratch)
 
-    def gated(self, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    def gated(self, gate: torch.Tensor, up: torch.Tensor | None, activation: str) -> torch.Tensor:
         if activation == "silu":
-            return F.silu(gate, inplace=True).mul_(up)
-        return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(up)
+            out = F.silu(gate, inplace=True)
+        elif activation == "relu":
+            out = gate.relu_()
+        else:
+            out = F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+        return out if up is None else out.mul_(up)
