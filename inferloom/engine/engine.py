@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -18,6 +18,7 @@ from inferloom.engine.prefix_cache import PrefixCache
 from inferloom.engine.sampler import Sampled, logprobs, sample
 from inferloom.engine.scheduler import Plan, Scheduler
 from inferloom.engine.sequence import Request, Sequence
+from inferloom.engine.speculator import Speculator
 from inferloom.engine.turns import Turn, mask_of
 from inferloom.engine.validation import refusal
 from inferloom.models.batch import PAGE_SIZE, Executor
@@ -48,6 +49,7 @@ class Engine:
         max_model_len: int | None = None,
         batch_policy: PolicyName = "adaptive",
         prefix_cache: bool = True,
+        speculative_tokens: int = 8,
         tokenizer_json: str | None = None,
         eos_token_ids: Iterable[int] = (),
         wake: Callable[[], None] = lambda: None,
@@ -56,7 +58,8 @@ class Engine:
         """Allocates `pages` pages of KV (raises `OutOfMemory`).
 
         `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the
-        attribute. `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the
+        attribute. `speculative_tokens`: the longest draft that a sequence's own text may suggest; 0: none, answers are
+        the same. `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the
         model's end tokens, with which a grammar ends; other requests bring theirs in `stop_token_ids`.
         """
         executor.allocate_kv(pages)
@@ -75,6 +78,8 @@ class Engine:
             max_logit_rows=max(16, _SCORED_BYTES // (4 * executor.vocab_size)),
             page_size=PAGE_SIZE,
         )
+        self._max_batch_tokens = max_batch_tokens
+        self._speculator = Speculator(most=speculative_tokens) if speculative_tokens > 0 else None
         ends = frozenset(eos_token_ids)
         self._masker = Masker(executor.vocab_size)
         self._compiler = (
@@ -187,6 +192,8 @@ class Engine:
             generated_tokens=totals.generated_tokens,
             preemptions=self._scheduler.preemptions,
             steps=totals.steps,
+            drafted_tokens=totals.drafted_tokens,
+            accepted_tokens=totals.accepted_tokens,
         )
 
     # --- one step ---------------------------------------------------------------------------------------------------
@@ -201,18 +208,33 @@ class Engine:
         started = self._clock()
         for source, target in plan.copies:
             self._executor.copy_page(source, target)
+        decoding = sum(count == 1 for _, count in plan.chunks)
+        if self._speculator is not None and decoding == len(plan.chunks):
+            self._speculate(self._speculator, [sequence for sequence, _ in plan.chunks])
         assembled = ForwardPass.of(plan.chunks)
         logits = self._executor.forward(assembled.batch)
         self._account(plan)
         for span in assembled.scored:
             self._score_prompt(span, logits)
         steps += self._sample(assembled.ready, logits)
+        seconds = self._clock() - started
         self._policy.observe(
             prompt_tokens=sum(count for _, count in plan.chunks if count > 1),
-            decoding=sum(count == 1 for _, count in plan.chunks),
-            seconds=self._clock() - started,
+            decoding=decoding,
+            seconds=seconds,
         )
+        if self._speculator is not None and decoding == len(plan.chunks):
+            self._speculator.observe(len(assembled.batch.token_ids), seconds)
         return steps
+
+    def _speculate(self, speculator: Speculator, sequences: list[Sequence]) -> None:
+        """Drafts for a step that only decodes: beside a prompt's rows they would not pay for theirs."""
+        speculator.propose(
+            [sequence for sequence in sequences if sequence.request.forked],
+            rows=len(sequences),
+            room=self._max_batch_tokens - len(sequences),
+            reserve=self._scheduler.reserve,
+        )
 
     def _account(self, plan: Plan) -> None:
         totals = self._totals
@@ -249,7 +271,7 @@ class Engine:
         drawn = iter(sample(logits, draws, mask_of(turns, self._masker)))
         for turn in turns:
             if turn.sequence.request.forked:
-                steps.append(self._extend(turn.sequence, next(drawn)))
+                steps.append(self._extend(turn.sequence, drawn))
             else:
                 steps += self._fork(turn.sequence, turn.choices, [next(drawn) for _ in turn.choices])
         return steps
@@ -264,29 +286,51 @@ class Engine:
             child = self._sequence(request, choice, parent.matcher)
             self._scheduler.fork(parent, child)
             family.append(child)
-        return [self._extend(sequence, draw) for sequence, draw in zip(family, drawn, strict=True)]
+        return [self._extend(sequence, iter([draw])) for sequence, draw in zip(family, drawn, strict=True)]
 
-    def _extend(self, sequence: Sequence, draw: Sampled) -> SequenceStep:
-        """Give a sequence its sampled token, and see whether that ends it."""
-        request = sequence.request
-        first = sequence.generated == 0
-        is_text, finish = _judge(sequence, draw.token)
-        if is_text:
-            sequence.tokens.append(draw.token)
-            self._totals.generated_tokens += 1
-            if sequence.penalties is not None:
-                sequence.penalties.add(draw.token)
-            if finish is None and sequence.generated >= request.spec.max_tokens:
-                finish = "length"
-        step = SequenceStep(request.id, sequence.choice, [draw.token] if is_text else [], finish)
-        if is_text and draw.logprob is not None:
-            step.logprobs = [draw.logprob]
-        if first:
+    def _extend(self, sequence: Sequence, drawn: Iterator[Sampled]) -> SequenceStep:
+        """Take a sequence's next draws: one, and one for each token of its draft. A draw counts if the draft before it
+        is what was drawn; the last one that does may differ from the draft, or end the sequence."""
+        request, draft = sequence.request, sequence.draft
+        step = SequenceStep(request.id, sequence.choice, [], None)
+        if sequence.generated == 0:
             step.prompt_logprobs = request.prompt_logprobs
             step.cached_tokens = request.cached_tokens or 0
-        if finish is not None:
+        draws = [next(drawn) for _ in range(1 + len(draft))]
+        accepted = 0
+        for place, draw in enumerate(draws):
+            step.finish = self._append(sequence, draw, step)
+            if len(step.tokens) == place or place == len(draft) or draw.token != draft[place]:
+                break
+            accepted += 1
+            if step.finish is not None:
+                break
+        if self._speculator is not None:
+            self._speculator.settle(sequence, draws[0].token, accepted)
+        if draft:
+            self._totals.drafted_tokens += len(draft)
+            self._totals.accepted_tokens += accepted
+            self._scheduler.settle(sequence, accepted)
+            sequence.draft = []
+        if step.finish is not None:
             self._retire(sequence, sequence.choice)
         return step
+
+    def _append(self, sequence: Sequence, draw: Sampled, step: SequenceStep) -> FinishReason | None:
+        """Give a sequence its sampled token, and see whether that ends it."""
+        is_text, finish = _judge(sequence, draw.token)
+        if not is_text:
+            return finish
+        sequence.tokens.append(draw.token)
+        step.tokens.append(draw.token)
+        if draw.logprob is not None:
+            step.logprobs = [*(step.logprobs or ()), draw.logprob]
+        self._totals.generated_tokens += 1
+        if sequence.penalties is not None:
+            sequence.penalties.add(draw.token)
+        if finish is None and sequence.generated >= sequence.request.spec.max_tokens:
+            finish = "length"
+        return finish
 
     # --- beginnings and ends ----------------------------------------------------------------------------------------
 

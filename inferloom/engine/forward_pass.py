@@ -20,7 +20,7 @@ class ScoredSpan:
 
 @dataclass(slots=True)
 class ForwardPass:
-    """`ready`: the sequences that get a token, each with its row of the logits."""
+    """`ready`: the sequences that get a token, each with its row of the logits; those of its draft follow."""
 
     batch: RaggedBatch
     scored: list[ScoredSpan] = field(default_factory=list)
@@ -28,13 +28,16 @@ class ForwardPass:
 
     @staticmethod
     def of(chunks: list[tuple[Sequence, int]]) -> ForwardPass:
-        """Of sequences and how many of their tokens to compute; each must have pages for them."""
+        """Of sequences and how many of their tokens to compute, their drafts beside; each must have pages for them."""
         batch = RaggedBatch([], [], [0], [], [], [])
         assembled = ForwardPass(batch)
         for sequence, count in chunks:
             start, end = sequence.computed, sequence.computed + count
             row = len(batch.token_ids) - start  # plus a position: that position's row
             batch.token_ids.extend(sequence.tokens[start:end])
+            if sequence.draft:
+                batch.token_ids.extend(sequence.draft)
+                end += len(sequence.draft)
             batch.positions.extend(range(start, end))
             batch.starts.append(len(batch.token_ids))
             batch.context_lens.append(end)
@@ -44,7 +47,7 @@ class ForwardPass:
                 if last > first:
                     assembled.scored.append(ScoredSpan(sequence, len(batch.logit_rows), first, last - first))
                     batch.logit_rows.extend(range(row + first, row + last))
-            if end == len(sequence.tokens):
+            if end >= len(sequence.tokens):
                 assembled.ready.append((sequence, len(batch.logit_rows)))
-                batch.logit_rows.append(row + end - 1)
+                batch.logit_rows.extend(range(row + len(sequence.tokens) - 1, row + end))
         return assembled

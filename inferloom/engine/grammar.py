@@ -30,19 +30,27 @@ class Matcher:
     def __init__(self, inner: llguidance.LLMatcher, *, ends: frozenset[int], words: int) -> None:
         self.inner = inner
         self.words = words  # of 32 bits, of a mask
-        self._ends = ends  # the end tokens that stand in the grammar's own masks
+        self.ends = ends  # the end tokens that stand in the grammar's own masks
 
     def copy(self) -> Matcher:
-        return Matcher(self.inner.deep_copy(), ends=self._ends, words=self.words)
+        return Matcher(self.inner.deep_copy(), ends=self.ends, words=self.words)
 
     def ends_with(self, token: int, stops: frozenset[int]) -> bool:
         """Whether `token`, which the mask allowed, ends the choice: an end token, or one of the request's stop tokens
         where the grammar can end. Elsewhere a stop token is text like any other."""
-        return token in self._ends or (token in stops and self.inner.is_accepting())
+        return token in self.ends or (token in stops and self.inner.is_accepting())
 
     def advance(self, token: int) -> bool:
         """Consume a token; False if the grammar does not allow it (or ran into a limit)."""
         return bool(self.inner.consume_token(token))
+
+    def forced(self) -> list[int]:
+        """Tokens of the text that must come next; empty where the grammar leaves a choice."""
+        return list(self.inner.compute_ff_tokens())
+
+    def count_allowed(self, tokens: list[int]) -> int:
+        """How many of `tokens` the grammar would take, one after the other, from where it stands."""
+        return int(self.inner.validate_tokens(tokens))
 
     @property
     def complete(self) -> bool:
@@ -77,7 +85,7 @@ class Masker:
             rows = [(matcher.inner, row) for row, matcher in enumerate(distinct)]
             self._executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.shape[1] * 4, len(distinct))
         flags = np.zeros((len(matchers), self._vocab_size), dtype=bool)
-        unpacked = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, : self._vocab_size]
+        unpacked = self._unpack(bits)
         for row, (matcher, extra) in enumerate(zip(matchers, stops, strict=True)):
             if matcher.inner.is_error():
                 continue
@@ -85,6 +93,33 @@ class Masker:
             if extra and matcher.inner.is_accepting():
                 flags[row, list(extra)] = True
         return torch.from_numpy(flags)
+
+    def allowed_along(self, matcher: Matcher, stops: frozenset[int], draft: list[int]) -> torch.Tensor:
+        """bool [1 + len(draft), vocab]: what may come next, then after each token of `draft`, which the grammar takes.
+
+        The matcher stays where it was.
+        """
+        flags = np.zeros((1 + len(draft), self._vocab_size), dtype=bool)
+        bits: NDArray[np.int32] = np.zeros((1, matcher.words), dtype=np.int32)
+        inner, consumed = matcher.inner, 0
+        for row in range(1 + len(draft)):
+            if row:
+                if not inner.consume_token(draft[row - 1]):
+                    break
+                consumed += 1
+            if inner.is_error() or inner.is_stopped():
+                break  # no token follows, and nobody looks at these rows
+            inner.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+            unpacked = self._unpack(bits)[0]
+            flags[row, : len(unpacked)] = unpacked
+            if stops and inner.is_accepting():
+                flags[row, list(stops)] = True
+        if consumed:
+            inner.rollback(consumed)
+        return torch.from_numpy(flags)
+
+    def _unpack(self, bits: NDArray[np.int32]) -> NDArray[np.uint8]:
+        return np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, : self._vocab_size]
 
 
 @dataclass(eq=False, slots=True)

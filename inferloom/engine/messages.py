@@ -87,3 +87,5 @@ class Stats(msgspec.Struct, tag="a", array_like=True):
     generated_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of those drafted

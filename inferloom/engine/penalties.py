@@ -31,14 +31,29 @@ class Penalties:
             sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
         )
 
-    def add(self, token: int) -> None:
-        """A token was generated."""
-        place = self._places.setdefault(token, len(self._places))
+    def add(self, token: int) -> bool:
+        """A token was generated; whether it is one that was not seen before."""
+        seen = len(self._places)
+        place = self._places.setdefault(token, seen)
         if place == len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros(max(16, place), dtype=np.int64)])
             self._counts = np.concatenate([self._counts, np.zeros(max(16, place), dtype=np.float32)])
         self._ids[place] = token
         self._counts[place] += 1
+        return place == seen
+
+    def remove(self, token: int, *, new: bool) -> None:
+        """Undo the latest `add`; `new`: what it returned."""
+        self._counts[self._places[token]] -= 1
+        if new:
+            del self._places[token]
+
+    def apply_after(self, ahead: Iterable[int], logits: torch.Tensor) -> None:
+        """`apply` as if the tokens of `ahead` had been generated too."""
+        added = [(token, self.add(token)) for token in ahead]
+        self.apply(logits)
+        for token, new in reversed(added):
+            self.remove(token, new=new)
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change one row of logits, float32 [vocab], in place."""

@@ -8,7 +8,7 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,10 @@ _BINS, _BINS_PER_NAT = 4096, 64.0
 
 @dataclass(slots=True)
 class Draw:
-    """One token to sample: from which row of the logits, how, and with which random number."""
+    """One token to sample: from which row of the logits, how, and with which random number.
+
+    `ahead`: the drafted tokens that this draw takes for granted, which `penalties` have not seen.
+    """
 
     row: int
     sampling: SamplingSpec
@@ -36,6 +39,7 @@ class Draw:
     position: int
     logprobs: int = -1
     penalties: Penalties | None = None
+    ahead: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ def sample(logits: torch.Tensor, draws: list[Draw], mask: Mask | None = None) ->
 
     for i, draw in enumerate(draws):
         if draw.penalties is not None:
-            draw.penalties.apply(logits[i])
+            draw.penalties.apply_after(draw.ahead, logits[i])
         if draw.sampling.logit_bias:
             _bias(logits[i], draw.sampling.logit_bias)
     if mask is not None:
@@ -105,7 +109,7 @@ def _bias(row: torch.Tensor, bias: dict[int, float]) -> None:
 
 def _restrict(logits: torch.Tensor, mask: Mask) -> None:
     forbidden = ~mask.allowed.to(logits.device)
-    if len(mask.draws) == logits.shape[0]:
+    if mask.draws == list(range(logits.shape[0])):
         logits.masked_fill_(forbidden, -torch.inf)
     else:
         index = torch.tensor(mask.draws, device=logits.device)

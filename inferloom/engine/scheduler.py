@@ -115,6 +115,24 @@ class Scheduler:
             for index in range(first, last):
                 self._cache.put(sequence.keys[index], sequence.pages[index])
 
+    def reserve(self, sequence: Sequence, wanted: int) -> int:
+        """Pages for `wanted` drafted tokens of a sequence that decodes, as far as there are spare ones; how many of
+        the tokens fit."""
+        spare = self._pool.available - len(self.running)
+        end = sequence.computed + 1 + wanted
+        while len(sequence.pages) * self._page_size < end and spare > 0:
+            sequence.pages.append(self._pool.allocate())
+            spare -= 1
+        return min(wanted, len(sequence.pages) * self._page_size - sequence.computed - 1)
+
+    def settle(self, sequence: Sequence, accepted: int) -> None:
+        """So many drafted tokens, now among its tokens, are in a sequence's pages too; pages for the others go."""
+        if accepted:
+            self.computed(sequence, accepted)
+        kept = -(-sequence.computed // self._page_size)
+        while len(sequence.pages) > kept:
+            self._pool.release(sequence.pages.pop())
+
     # --- pages ------------------------------------------------------------------------------------------------------
 
     def _make_room(self, sequence: Sequence, plan: Plan) -> bool:

@@ -10,6 +10,7 @@ from inferloom.engine.messages import Generate, Logprob
 if TYPE_CHECKING:
     from inferloom.engine.grammar import Matcher
     from inferloom.engine.penalties import Penalties
+    from inferloom.engine.speculator import Foresight
 
 PRIORITY_STEPS = 1000  # one unit of priority is worth this many engine steps of waiting
 
@@ -49,6 +50,10 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     matcher: Matcher | None = None
     penalties: Penalties | None = None
+    draft: list[int] = field(
+        default_factory=list
+    )  # tokens to verify in the step under way; empty between steps
+    foresight: Foresight | None = None  # the speculator's, from the first decode on
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ CHUNK_SCORES = (
     1 << 19
 )  # fewer rows where rows x context would exceed this, so that the scores of a head stay small
 GATHER_BYTES = 4 << 20  # of a group's context: what stays in a cache between the gathering and the products
+ROWWISE = 17  # rows of one sequence that attend one by one in float32: a token and its drafts
 _EXACT_PAGES = 8
 
 
@@ -114,7 +115,11 @@ class Planner:
         sequences = []
         for i, table in enumerate(page_tables):
             first, last, length = starts[i], starts[i + 1], context_lens[i]
-            sequences.append((first, last, length, table))
+            if 1 < last - first <= ROWWISE and self._dtype == torch.float32:
+                # A verified draft gives the very sums of a step for each token, so that it cannot change a text.
+                sequences += [(row, row + 1, positions[row] + 1, table) for row in range(first, last)]
+            else:
+                sequences.append((first, last, length, table))
             pages += [table[position // PAGE_SIZE] for position in positions[first:last]]
             ragged_end = length % PAGE_SIZE
             if ragged_end and length - ragged_end >= positions[first]:

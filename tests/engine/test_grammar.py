@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -106,9 +107,45 @@ def test_free_and_constrained_rows_share_a_batch() -> None:
 
 
 def test_the_end_of_the_grammar_is_the_end_of_the_choice_without_another_step() -> None:
-    answers = House().drive([request(1, GrammarSpec("regex", "yes|nay"))])
+    answers = House(speculative_tokens=0).drive([request(1, GrammarSpec("regex", "yes|nay"))])
     assert text(answers[1, 0].tokens) in ("yes", "nay")
     assert (answers[1, 0].finish, answers[1, 0].steps) == ("stop", 3)
+
+
+def test_a_text_that_the_grammar_forces_takes_one_step() -> None:
+    spec = GrammarSpec("regex", "(yes|nay), and so be it")
+    house = House(speculative_tokens=30)
+    answer = house.drive([request(1, spec)])[1, 0]
+    assert answer.steps == 2  # the first letter is drawn with the prompt, all others follow from it
+    assert answer.tokens == House(speculative_tokens=0).drive([request(1, spec)])[1, 0].tokens
+    stats = house.engine.stats()
+    assert (stats.drafted_tokens, stats.accepted_tokens) == (len(answer.tokens) - 1, len(answer.tokens) - 1)
+
+
+def test_a_mask_along_a_draft_is_what_stands_after_each_token_and_leaves_the_matcher_where_it_was() -> None:
+    compiler = Compiler(TOKENIZER.to_str(), vocab_size=258, ends=frozenset([EOS]))
+    masker = Masker(258)
+    draft = TOKENIZER.encode("abab").ids
+    (b,) = TOKENIZER.encode("b").ids
+    matcher = compiled(compiler, GrammarSpec("regex", "(ab)+c?"))
+    before = matcher.copy()
+    along = masker.allowed_along(matcher, frozenset([b]), draft)
+    for row in range(5):
+        assert along[row].tolist() == masker.allowed([before], [frozenset([b])])[0].tolist()
+        if row < 4:
+            assert before.advance(draft[row])
+    fresh = compiled(compiler, GrammarSpec("regex", "(ab)+c?"))
+    assert masker.allowed([matcher], [frozenset()]).equal(masker.allowed([fresh], [frozenset()]))
+
+
+def compiled(compiler: Compiler, spec: GrammarSpec) -> Matcher:
+    found = compiler.compile(1, spec)
+    while found is None:
+        for answer in compiler.collect():
+            assert isinstance(answer.result, Matcher)
+            found = answer.result
+        time.sleep(0.001)
+    return found
 
 
 def test_a_grammar_ends_with_the_models_end_token_even_if_the_request_ignores_it() -> None:
