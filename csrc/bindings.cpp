@@ -42,18 +42,17 @@ std::vector<std::string> cpu_feature_names() {
 NB_MODULE(_native, module) {
   using namespace inferloom;
   module.doc() = "Native operators of Inferloom. Use `inferloom.kernels.native.library`, which loads it.";
-  module.def("isa", [] { return std::string(operators(best_isa()).name); },
-             "Name of the instruction set in use: the widest available, or INFERLOOM_ISA's. RuntimeError where that one is not.");
+  module.def(
+      "isa", [] { return std::string(operators(best_isa()).name); },
+      "Name of the instruction set in use: the widest available, or INFERLOOM_ISA's. RuntimeError where that one is "
+      "not.");
   module.def("isas", &available_isas, "Instruction sets that this build has and this processor runs, widest last.");
   module.def("cpu_features", &cpu_feature_names, "Of avx2, avx512, avx512_vnni, avx512_bf16: what the processor has.");
   module.def("max_threads", &omp_get_max_threads, "Threads of a parallel region that names no number.");
-#ifdef INFERLOOM_HAS_operators
   bind_operators(module);
-#endif
+  bind_attention(module);
 #ifdef INFERLOOM_HAS_decoder
   bind_decoder(module);
 #endif
-#ifdef INFERLOOM_HAS_probes
   bind_probes(module);
-#endif
 }

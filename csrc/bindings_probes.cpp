@@ -1,7 +1,5 @@
 #include <nanobind/stl/vector.h>
 
-#include <stdexcept>
-
 #include "bindings.h"
 #include "probes.h"
 
@@ -11,10 +9,6 @@ using namespace nb::literals;
 namespace inferloom {
 
 namespace {
-
-void require(bool condition, const char* sentence) {
-  if (!condition) throw std::invalid_argument(sentence);
-}
 
 constexpr int kMostThreads = 4096;
 

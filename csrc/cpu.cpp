@@ -35,7 +35,8 @@ CpuFeatures detect() {
   found.avx2 = fma_f16c && (ebx & kHaswell) == kHaswell && (saved & kSavesYmm) == kSavesYmm;
   found.avx512 = found.avx2 && (ebx & kWide) == kWide && (saved & kSavesZmm) == kSavesZmm;
   found.vnni = found.avx512 && (ecx & bit_AVX512VNNI);
-  if (deepest >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) found.bf16 = found.avx512 && (eax & bit_AVX512BF16);
+  if (deepest >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
+    found.bf16 = found.avx512 && (eax & bit_AVX512BF16);
   return found;
 }
 

@@ -17,10 +17,14 @@ constexpr Isa kAll[] = {Isa::PORTABLE, Isa::AVX2, Isa::AVX512, Isa::AVX512_VNNI_
 
 const char* name_of(Isa isa) {
   switch (isa) {
-    case Isa::PORTABLE: return "portable";
-    case Isa::AVX2: return "avx2";
-    case Isa::AVX512: return "avx512";
-    case Isa::AVX512_VNNI_BF16: return "avx512_vnni_bf16";
+    case Isa::PORTABLE:
+      return "portable";
+    case Isa::AVX2:
+      return "avx2";
+    case Isa::AVX512:
+      return "avx512";
+    case Isa::AVX512_VNNI_BF16:
+      return "avx512_vnni_bf16";
   }
   return "unknown";
 }
@@ -29,28 +33,37 @@ const char* name_of(Isa isa) {
 const Operators* table_of(Isa isa) {
   switch (isa) {
 #ifdef INFERLOOM_LEAF_portable
-    case Isa::PORTABLE: return &portable::table;
+    case Isa::PORTABLE:
+      return &portable::table;
 #endif
 #ifdef INFERLOOM_LEAF_avx2
-    case Isa::AVX2: return &avx2::table;
+    case Isa::AVX2:
+      return &avx2::table;
 #endif
 #ifdef INFERLOOM_LEAF_avx512
-    case Isa::AVX512: return &avx512::table;
+    case Isa::AVX512:
+      return &avx512::table;
 #endif
 #ifdef INFERLOOM_LEAF_avx512_vnni_bf16
-    case Isa::AVX512_VNNI_BF16: return &avx512_vnni_bf16::table;
+    case Isa::AVX512_VNNI_BF16:
+      return &avx512_vnni_bf16::table;
 #endif
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 
 bool runs_here(Isa isa) {
   const CpuFeatures& cpu = cpu_features();
   switch (isa) {
-    case Isa::PORTABLE: return true;
-    case Isa::AVX2: return cpu.avx2;
-    case Isa::AVX512: return cpu.avx512;
-    case Isa::AVX512_VNNI_BF16: return cpu.vnni && cpu.bf16;
+    case Isa::PORTABLE:
+      return true;
+    case Isa::AVX2:
+      return cpu.avx2;
+    case Isa::AVX512:
+      return cpu.avx512;
+    case Isa::AVX512_VNNI_BF16:
+      return cpu.vnni && cpu.bf16;
   }
   return false;
 }
@@ -88,8 +101,8 @@ Isa best_isa() {
       throw std::runtime_error("INFERLOOM_ISA=" + std::string(forced) + ": " + why_not(isa) +
                                "; there are: " + available_names() + ".");
     }
-    throw std::runtime_error("INFERLOOM_ISA=" + std::string(forced) + " names no instruction set; there are: " + available_names() +
-                             ".");
+    throw std::runtime_error("INFERLOOM_ISA=" + std::string(forced) +
+                             " names no instruction set; there are: " + available_names() + ".");
   }
   Isa best = Isa::PORTABLE;
   for (Isa isa : kAll) {

@@ -43,6 +43,7 @@ struct NormJob {
   const float* bias;    // [K] or null (LAYER)
   float eps;
   NormKind kind;
+  int32_t cols;         // K
 };
 
 // Queries and keys after the projections: per-head RMSNorm where weights are given, rotation of the first `rotary` of head_dim elements
@@ -94,6 +95,7 @@ struct AttentionSpec {
 // positions [key_begin, key_end). Splits of the keys lie at multiples of kKeySplit, so that they do not depend on the batch.
 constexpr int kAttentionRows = 8;
 constexpr int kKeySplit = 1024;
+constexpr int kMostHeadDim = 256;
 struct AttentionUnit {
   const SequenceView* sequence;
   int32_t row, rows;

@@ -44,8 +44,8 @@ class Region {
   size_t bytes_;
 };
 
-// Reads [begin, end), multiples of 256 bytes, and returns a sum that the compiler cannot do without. Lines are asked for a little
-// more than a page ahead, which the hardware's prefetchers do not cross by themselves.
+// Reads [begin, end), multiples of 256 bytes, and returns a sum that the compiler cannot do without. Lines are asked
+// for a little more than a page ahead, which the hardware's prefetchers do not cross by themselves.
 constexpr size_t kAhead = 5120;
 
 uint64_t read_through(const uint8_t* begin, const uint8_t* end) {
@@ -67,7 +67,8 @@ uint64_t read_through(const uint8_t* begin, const uint8_t* end) {
 
 constexpr int kChains = 16;
 
-// Rounds of kChains instructions; returns the products in one instruction, so that ops = rounds * kChains * products * 2.
+// Rounds of kChains instructions; returns the products in one instruction, so that ops = rounds * kChains * products
+// * 2.
 using PeakLoop = float (*)(int64_t rounds);
 struct PeakCode {
   PeakLoop loop;
