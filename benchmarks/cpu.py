@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,10 +22,11 @@ import curve
 import footprint
 from figures import machine
 from peers import llamacpp
-from peers.contender import THREADS, Contender, quiet
+from peers.contender import THREADS
+from peers.pool import Pool, note
 from priority import own_session, raise_priority
 from report import Result
-from rows import TARGETS, Row, Start, row
+from rows import TARGETS, Row, row
 
 OTHERS = {"curve": curve.run, "memory": footprint.run}
 
@@ -51,61 +50,39 @@ def main() -> None:
             parser.error(f"no row is called {name!r}; the rows are {', '.join(names)}")
     own_session()
     print(f"{machine()}, {THREADS} threads, {raise_priority()}, load {os.getloadavg()[0]:.2f}\n", flush=True)
-    for name in given.rows:
-        print(OTHERS[name]() if name in OTHERS else compare(row(name), repeats=given.repeats), flush=True)
-        print(flush=True)
+    rows = [row(name) for name in given.rows if name in TARGETS]
+    with Pool() as pool:
+        for name in given.rows:
+            if name in OTHERS:
+                print(OTHERS[name](), flush=True)
+            else:
+                current = rows.pop(0)
+                print(compare(current, pool, repeats=given.repeats), flush=True)
+                pool.keep_only({starts for later in rows for starts in later.contenders})
+            print(flush=True)
 
 
-def compare(row: Row, *, repeats: int) -> str:
+def compare(row: Row, pool: Pool, *, repeats: int) -> str:
     """Run one row; its report as Markdown."""
     draw = random.Random(0)
-    with ExitStack() as stack:
-        ours, *peers = [started(stack, start) for start in (row.ours, *row.peers)]
-        running = [contender for contender in (ours, *peers) if contender is not None]
-        if not running:
-            return f"### {row.name}\n\nnobody started"
-        result = Result(row, ours.name if ours else None, [peer.name for peer in peers if peer is not None])
-        for contender in running:  # the first round warms up
-            row.measure(contender, draw)
-        spinning = {contender.name for contender in running if contender.spins()}
-        for contender in running:
-            if contender.name in spinning:
-                note(f"{contender.name} spins while nothing is asked: stopped while others are timed")
-        result.bandwidths.append(probe(running, spinning))
-        for repeat in range(repeats):
-            # Turned round each time, so that a drift of the machine falls on both sides.
-            for contender in running if repeat % 2 == 0 else reversed(running):
-                with quiet([other for other in running if other is not contender], spinning):
-                    value = row.measure(contender, draw)
+    ours, *peers = [pool.started(start) for start in row.contenders]
+    running = [contender for contender in (ours, *peers) if contender is not None]
+    result = Result(row, ours.name if ours else None, [peer.name for peer in peers if peer is not None])
+    with pool.quiet():
+        result.bandwidths.append(bandwidth.measure())
+    for repeat in range(repeats + 1):  # the first round warms up
+        # Turned round each time, so that a drift of the machine falls on both sides.
+        for contender in running if repeat % 2 == 0 else reversed(running):
+            with pool.quiet(but=contender):
+                value = row.measure(contender, draw)
+            note(f"{row.name}, round {repeat or 'to warm up'}: {contender.name} {value:.4g}")
+            if repeat:
                 result.add(contender.name, value)
-                note(f"{row.name}, round {repeat + 1}: {contender.name} {value:.4g}")
-        result.bandwidths.append(probe(running, spinning))
+    with pool.quiet():
+        result.bandwidths.append(bandwidth.measure())
     if any(name.startswith("llama.cpp") for name in result.names):
         result.notes.append(llamacpp.build())
     return result.text()
-
-
-def started(stack: ExitStack, start: Start) -> Contender | None:
-    """A contender that answers; None, with the reason on stderr, if it cannot."""
-    try:
-        contender = start()
-        note(f"starting {contender.name}")
-        stack.enter_context(contender)
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        note(f"not compared: {error}")
-        return None
-    note(f"{contender.name} answers after {contender.load_seconds:.1f} s")
-    return contender
-
-
-def probe(running: list[Contender], spinning: set[str]) -> bandwidth.Bandwidth:
-    """The bandwidth while all contenders are quiet."""
-    with quiet(running, spinning):
-        return bandwidth.measure()
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ HIGHEST = "-20"
 
 
 def own_session() -> None:
-    """Go on in a session of our own, which every contender then shares; the first process waits for it and passes
-    signals on."""
+    """Go on in a session of our own, which every contender then shares; where that takes a second process, the first
+    one waits for it and passes signals on. SIGTERM then ends us as a failure does, so that contenders are stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     with suppress(PermissionError):
         os.setsid()
         return

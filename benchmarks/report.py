@@ -53,7 +53,7 @@ class Result:
     def _outcome(self) -> str:
         floor, goal = self.row.floor, self.row.goal
         if self.ours is None:
-            return "no verdict, our side did not start"
+            return "no verdict, our side did not start (the reason was printed)"
         if not self.row.is_ratio:
             found, unit, digits, beside = Figures(self.values[self.ours]), "s", 3, ""
         elif not self.peers:

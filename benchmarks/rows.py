@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peers import conversions, llamacpp, own, vllm
 from peers.contender import Contender, HttpContender, Prompts
+from peers.pool import Start
 
 VOCABULARY = range(300, 49000)  # ids that both checkpoints have, none of them special
 DECODE_PROMPT, DECODE_TOKENS = 32, 128
@@ -18,7 +19,6 @@ RELOAD_PROMPT = 32
 WIDTHS = ("bf16", "int8", "int4")
 
 Measure = Callable[[Contender, random.Random], float]
-Start = Callable[[], Contender]
 
 
 def decode(contender: Contender, draw: random.Random) -> float:
@@ -63,6 +63,11 @@ class Row:
     )  # bytes read per step, where their share is a goal too
 
     @property
+    def contenders(self) -> tuple[Start, ...]:
+        """Ours, then the peers. Equal ones of several rows are one and the same process."""
+        return (self.ours, *self.peers)
+
+    @property
     def is_ratio(self) -> bool:
         return bool(self.peers)
 
@@ -97,45 +102,60 @@ def row(name: str) -> Row:
     return Row(
         name,
         MEASURES[kind],
-        ours=lambda: _ours(model, over_http),
-        peers=() if kind == "reload" else tuple(_peers(model, kind)),
+        ours=Start(own_server if over_http else _own_engine, model),
+        peers=() if kind == "reload" else _peers(model, kind),
         floor=floor,
         goal=goal,
         weights=_bf16_bytes if name == "bf16-decode" else None,
     )
 
 
-def _ours(model: str, over_http: bool) -> Contender:
+def _peers(model: str, kind: str) -> tuple[Start, ...]:
+    """The best peers of a cell; two where earlier runs had them close together. vLLM's W8A8 is its fastest way on a CPU,
+    faster than its 4-bit weights."""
     if model == "smollm2":
-        return own.server("smollm2", None)
-    source = str(conversions.checkpoint())
-    return own.server(source, model) if over_http else own.in_process(source, model)
-
-
-def _peers(model: str, kind: str) -> list[Start]:
-    """The best peers of a cell. Two where earlier runs had them close together."""
-    if model == "smollm2":
-        return [lambda: llamacpp.server(conversions.smollm2_file(), "Q4_1 smollm2")]
+        return (Start(llama_server, model),)
+    weights = "bf16" if model == "bf16" else "W8A8"
     if kind == "users16":
-        return [lambda: vllm.server(*_vllm_weights(model))]
-    candidates: dict[tuple[str, str], list[Start]] = {
-        ("bf16", "decode"): [lambda: _llama("bf16"), lambda: vllm.in_process(*_vllm_weights("bf16"))],
-        ("int8", "decode"): [lambda: _llama("int8"), lambda: vllm.in_process(*_vllm_weights("int8"))],
-        ("int4", "decode"): [lambda: _llama("int4")],
-    }
-    return candidates.get((model, kind), [lambda: vllm.in_process(*_vllm_weights(model))])
+        return (Start(vllm_server, weights),)
+    if kind == "prefill":
+        return (Start(_vllm, weights),)
+    llama = Start(_llama, model)
+    return (llama,) if model == "int4" else (llama, Start(_vllm, weights))
 
 
-def _vllm_weights(model: str) -> tuple[Path, str]:
-    """vLLM's fastest weights on a CPU that are no wider than asked, except that W8A8 beats its 4-bit weights."""
-    if model == "bf16":
-        return conversions.checkpoint(), "bf16"
-    return conversions.w8a8_folder(), "W8A8"
+def own_server(model: str) -> Contender:
+    """Ours: smollm2 as it is, or the random checkpoint at a width."""
+    if model == "smollm2":
+        return own.server(model, None)
+    return own.server(str(conversions.checkpoint()), model)
+
+
+def _own_engine(model: str) -> Contender:
+    return own.in_process(str(conversions.checkpoint()), model)
+
+
+def llama_server(model: str) -> Contender:
+    """llama.cpp on the very file that ours reads."""
+    return llamacpp.server(conversions.smollm2_file(), f"Q4_1 {model}")
 
 
 def _llama(width: str) -> Contender:
     kind = llamacpp.KINDS[width]
     return llamacpp.in_process(conversions.gguf_file(kind), kind)
+
+
+def vllm_server(weights: str) -> Contender:
+    """vLLM with bf16 or W8A8 weights."""
+    return vllm.server(_vllm_folder(weights), weights)
+
+
+def _vllm(weights: str) -> Contender:
+    return vllm.in_process(_vllm_folder(weights), weights)
+
+
+def _vllm_folder(weights: str) -> Path:
+    return conversions.checkpoint() if weights == "bf16" else conversions.w8a8_folder()
 
 
 def _bf16_bytes() -> int:

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,19 +229,6 @@ class PipeContender(Contender):
             raise self.failed("ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-@contextmanager
-def quiet(contenders: Sequence[Contender], spinning: set[str]) -> Iterator[None]:
-    """Those of `contenders` that spin are stopped until the context is left."""
-    paused = [contender for contender in contenders if contender.name in spinning]
-    for contender in paused:
-        contender.pause()
-    try:
-        yield
-    finally:
-        for contender in paused:
-            contender.resume()
 
 
 def _birth(pid: int) -> str:
