@@ -1,0 +1,349 @@
+// Attention of a few query rows to the paged keys and values of their sequence, for all query heads that share a key-value head.
+//
+// Softmax runs online over blocks of kKeyBlock positions (Milakov & Gimelshein 2018; Dao et al., FlashAttention, 2022), in base 2: scores carry
+// the factor log2(e). Blocks and splits lie at fixed absolute positions and a position that a row does not see contributes exact zeros, so
+// a row's bits depend on its own position and context alone, not on its tile or on who computes which split.
+#pragma once
+#include "../isa/math.h"
+#include "attention_buffers.h"
+#include "attention_product.h"
+#include "kv_layout.h"
+
+namespace inferloom {
+namespace {
+
+template <class S>
+constexpr int kProductVectors = S::kRegisters >= 24 ? 4 : 2;  // of a tile of products, and its rows
+template <class S>
+constexpr int kProductRows = S::kRegisters / kProductVectors<S>;
+
+constexpr float kLog2E = 1.44269504088896f;
+constexpr float kInfinity = __builtin_inff();
+constexpr float kNoMaximum = -1e30f;  // of nothing: finite, so that differences of maxima are numbers
+
+// Loaded at an offset: a vector whose lanes below or from a bound are hidden. min(score, limit) also replaces the NaN that a stale key may give.
+alignas(64) constexpr float kEdges[48] = {
+    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
+    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, kInfinity,  kInfinity,  kInfinity,  kInfinity,
+    kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,
+    kInfinity,  kInfinity,  -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
+    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity};
+
+// 2^x: zero below −126, the largest the polynomial gives above 127. Taylor's polynomial of degree 6 on |r| ≤ 1/2: 2e−7 of the value.
+template <class S>
+SIMD_INLINE typename S::F exp2(typename S::F x) {
+  const auto bounded = S::min(S::max(S::set(-126.0f), x), S::set(127.0f));
+  const auto n = S::round(bounded);
+  const auto r = S::sub(bounded, n);
+  auto p = S::set(1.540353e-4f);
+  p = S::fma(p, r, S::set(1.3333558e-3f));
+  p = S::fma(p, r, S::set(9.6181291e-3f));
+  p = S::fma(p, r, S::set(5.5504109e-2f));
+  p = S::fma(p, r, S::set(2.4022651e-1f));
+  p = S::fma(p, r, S::set(6.9314718e-1f));
+  p = S::fma(p, r, S::set(1.0f));
+  return S::select(S::greater(S::set(-126.0f), x), S::zero(), S::scale2(p, n));
+}
+
+template <class S>
+float exp2_of(float x) {
+  float lanes[16];
+  S::store(lanes, exp2<S>(S::set(x)));
+  return lanes[0];
+}
+
+inline int clamped(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
+// One head's softmax over some positions: Σ 2^(score − maximum) value, the maximum, Σ 2^(score − maximum).
+struct Softmax {
+  float* sums;
+  float* maximum;
+  float* weight;
+};
+
+// Joins the softmax of later positions to that of earlier ones.
+template <class S>
+void join(const Softmax& earlier, const float* sums, float maximum, float weight, int dim) {
+  const float top = *earlier.maximum > maximum ? *earlier.maximum : maximum;
+  const float kept = exp2_of<S>(*earlier.maximum - top), added = exp2_of<S>(maximum - top);
+  for (int d = 0; d < dim; d += 16) {
+    const auto old = S::mul(S::load(earlier.sums + d), S::set(kept));
+    S::store(earlier.sums + d, S::fma(S::load(sums + d), S::set(added), old));
+  }
+  *earlier.weight = *earlier.weight * kept + weight * added;
+  *earlier.maximum = top;
+}
+
+// output = sums / weight, with the head's sink in the denominator. Nothing seen at all: zeros.
+template <class S>
+void normalise(const Softmax& softmax, const float* sink, int dim, float* output) {
+  float weight = *softmax.weight, scale = 1.0f;
+  if (sink) {
+    const float logit = *sink * kLog2E, top = logit > *softmax.maximum ? logit : *softmax.maximum;
+    scale = exp2_of<S>(*softmax.maximum - top);
+    weight = weight * scale + exp2_of<S>(logit - top);
+  }
+  const auto factor = S::set(weight == 0.0f ? 0.0f : scale / weight);
+  for (int d = 0; d < dim; d += 16) S::store(output + d, S::mul(S::load(softmax.sums + d), factor));
+}
+
+template <class S>
+class AttentionTile {
+ public:
+  AttentionTile(const AttentionSpec& spec, const KvPool& pool, const AttentionUnit& unit, float* scratch)
+      : spec_(spec), pool_(pool), unit_(unit), layout_{pool.head_dim, pool.type}, dim_(pool.head_dim),
+        group_(spec.heads / spec.kv_heads), queries_(unit.rows * group_),
+        position_(unit.sequence->context - unit.sequence->rows + unit.row) {
+    AttentionBuffers::divide(scratch, queries_, dim_, &buffers_);
+    first_key_ = spec.window ? position_ + 1 - spec.window : 0;
+    if (first_key_ < unit.key_begin) first_key_ = unit.key_begin;
+    end_key_ = position_ + unit.rows;
+    if (end_key_ > unit.key_end) end_key_ = unit.key_end;
+  }
+
+  void run(const float* q, int64_t q_stride, float* output, int64_t output_stride) {
+    load_queries(q, q_stride);
+    clear(buffers_.totals, buffers_.total_maxima, buffers_.total_weights);
+    for (int split = first_key_ / kKeySplit * kKeySplit; split < end_key_; split += kKeySplit) {
+      clear(buffers_.sums, buffers_.maxima, buffers_.weights);
+      const int end = split + kKeySplit < end_key_ ? split + kKeySplit : end_key_;
+      const int begin = split > first_key_ ? split : first_key_;
+      for (int block = begin / kKeyBlock * kKeyBlock; block < end; block += kKeyBlock) attend_block(block, begin, end);
+      for (int q = 0; q < queries_; ++q)
+        join<S>(total(q), buffers_.sums + q * dim_, buffers_.maxima[q], buffers_.weights[q], dim_);
+    }
+    write(output, output_stride);
+  }
+
+ private:
+  using F = typename S::F;
+
+  void load_queries(const float* q, int64_t q_stride) {
+    for (int row = 0; row < unit_.rows; ++row) {
+      const float* heads = q + (unit_.sequence->first_row + unit_.row + row) * q_stride + int64_t{unit_.kv_head} * group_ * dim_;
+      uint16_t* queries = buffers_.queries + int64_t{row} * group_ * dim_;
+      for (int i = 0; i < group_ * dim_; i += 16) S::store_bf16(queries + i, S::load(heads + i));
+    }
+  }
+
+  void clear(float* sums, float* maxima, float* weights) const {
+    for (int i = 0; i < queries_ * dim_; i += 16) S::store(sums + i, S::zero());
+    for (int i = 0; i < queries_; ++i) maxima[i] = kNoMaximum, weights[i] = 0.0f;
+  }
+
+  Softmax total(int q) const {
+    return {buffers_.totals + q * dim_, buffers_.total_maxima + q, buffers_.total_weights + q};
+  }
+
+  // Positions [begin, end) of the block that begins at `block`.
+  void attend_block(int block, int begin, int end) {
+    begin = begin > block ? begin - block : 0;
+    end = end < block + kKeyBlock ? end - block : kKeyBlock;
+    const int page_begin = begin / kPageSize, page_end = (end + kPageSize - 1) / kPageSize;
+    for (int page = page_begin; page < page_end; ++page) locate(page, unit_.sequence->pages[block / kPageSize + page]);
+    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { score<decltype(rows)::value>(q, page_begin, page_end); });
+    for (int row = 0; row < unit_.rows; ++row) soften_row(row, block, page_begin, page_end, begin, end);
+    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { add_values<decltype(rows)::value>(q, begin, end); });
+  }
+
+  void locate(int page, int32_t number) {
+    const uint8_t* head = pool_.base + number * pool_.page_stride + unit_.kv_head * layout_.head_bytes();
+    if (layout_.type == KvType::BF16) {
+      keys_[page] = reinterpret_cast<const uint16_t*>(head + layout_.keys());
+      values_[page] = reinterpret_cast<const uint16_t*>(head + layout_.values());
+      return;
+    }
+    key_scales_[page] = reinterpret_cast<const float*>(head + layout_.key_scales());
+    value_scales_[page] = reinterpret_cast<const float*>(head + layout_.value_scales());
+    const int elements = kPageSize * dim_;
+    uint16_t* expanded = buffers_.expanded + int64_t{2} * page * elements;
+    const int8_t* bytes = reinterpret_cast<const int8_t*>(head + layout_.keys());
+    for (int i = 0; i < 2 * elements; i += 32)  // the values follow the keys
+      S::store_pairs(expanded + i, S::pack(S::to_float(S::load_int8(bytes + i)), S::to_float(S::load_int8(bytes + i + 16))));
+    keys_[page] = expanded;
+    values_[page] = expanded + elements;
+  }
+
+  template <int ROWS>
+  void score(int q, int page_begin, int page_end) {
+    int page = page_begin;
+    if (kProductVectors<S> >= 4)
+      for (; page + 2 <= page_end; page += 2) score_tile<ROWS, 4>(q, page);
+    for (; page < page_end; ++page) score_tile<ROWS, 2>(q, page);
+  }
+
+  template <int ROWS, int VECTORS>
+  void score_tile(int q, int page) {
+    F sums[ROWS][VECTORS];
+    const uint16_t* keys[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) keys[v] = keys_[page + v / 2] + v % 2 * (kKeyLanes * dim_);
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < VECTORS; ++v) sums[i][v] = S::zero();
+    multiply<S>({buffers_.queries + q * dim_, dim_, 2 * kKeyLanes, dim_ / 2}, keys, sums);
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < VECTORS; ++v) S::store(buffers_.scores + (q + i) * kKeyBlock + (page * 2 + v) * 16, sums[i][v]);
+  }
+
+  // Scores of the heads of a row into probabilities.
+  void soften_row(int row, int block, int page_begin, int page_end, int begin, int end) {
+    const int position = position_ + row;
+    if (end > position + 1 - block) end = position + 1 - block;
+    if (spec_.window && begin < position + 1 - spec_.window - block) begin = position + 1 - spec_.window - block;
+    const bool masked = spec_.mask_runs != nullptr;
+    if (masked) expand_runs(unit_.sequence->first_row + unit_.row + row, block);
+    for (int q = row * group_; q < (row + 1) * group_; ++q) soften(q, page_begin, page_end, begin, end, masked);
+  }
+
+  void expand_runs(int row, int block) {
+    int position = 0;
+    bool seen = false;
+    for (int i = 0; i < kKeyBlock; ++i) buffers_.limits[i] = -kInfinity;
+    for (int run = spec_.mask_starts[row]; run < spec_.mask_starts[row + 1]; ++run, seen = !seen) {
+      const int next = position + spec_.mask_runs[run];
+      if (seen)
+        for (int i = clamped(position - block, 0, kKeyBlock); i < clamped(next - block, 0, kKeyBlock); ++i)
+          buffers_.limits[i] = kInfinity;
+      position = next;
+    }
+  }
+
+  void soften(int q, int page_begin, int page_end, int begin, int end, bool masked) {
+    float* scores = buffers_.scores + q * kKeyBlock;
+    const bool scaled = layout_.type == KvType::INT8, capped = spec_.soft_cap > 0.0f;
+    const F scale = S::set(capped ? spec_.scale / spec_.soft_cap : spec_.scale * kLog2E);
+    const F cap = S::set(spec_.soft_cap * kLog2E);
+    F top = S::set(kNoMaximum);
+    for (int v = 2 * page_begin; v < 2 * page_end; ++v) {
+      F s = S::mul(S::load(scores + v * 16), scale);
+      if (scaled) s = S::mul(s, S::load(key_scales_[v / 2] + v % 2 * 16));
+      if (capped) s = S::mul(tanh<S>(s), cap);
+      if (v * 16 < begin) s = S::min(s, S::load(kEdges + 16 - clamped(begin - v * 16, 0, 16)));
+      if (v * 16 + 16 > end) s = S::min(s, S::load(kEdges + 32 - clamped(end - v * 16, 0, 16)));
+      if (masked) s = S::min(s, S::load(buffers_.limits + v * 16));
+      S::store(scores + v * 16, s);
+      top = S::max(top, s);
+    }
+    const float old = buffers_.maxima[q], reached = S::max_of(top), maximum = reached > old ? reached : old;
+    const F shift = S::set(maximum);
+    F weight = S::zero();
+    for (int page = page_begin; page < page_end; ++page) {
+      F low = exp2<S>(S::sub(S::load(scores + page * kPageSize), shift));
+      F high = exp2<S>(S::sub(S::load(scores + page * kPageSize + 16), shift));
+      weight = S::add(weight, S::add(low, high));
+      if (scaled) {
+        low = scaled_seen(low, value_scales_[page]);
+        high = scaled_seen(high, value_scales_[page] + 16);
+      }
+      S::store_pairs(buffers_.probabilities + q * kKeyBlock + page * kPageSize, S::pack(low, high));
+    }
+    const float factor = exp2_of<S>(old - maximum);
+    buffers_.factors[q] = factor;
+    buffers_.weights[q] = buffers_.weights[q] * factor + S::sum(weight);
+    buffers_.maxima[q] = maximum;
+  }
+
+  // The scale of a position that is not seen may be anything.
+  SIMD_INLINE F scaled_seen(F probability, const float* scales) {
+    return S::select(S::greater(probability, S::zero()), S::mul(probability, S::load(scales)), S::zero());
+  }
+
+  template <int ROWS>
+  void add_values(int q, int begin, int end) {
+    int d = 0;
+    if (kProductVectors<S> >= 4)
+      for (; d + 64 <= dim_; d += 64) add_values_tile<ROWS, 4>(q, d, begin, end);
+    for (; d + 32 <= dim_; d += 32) add_values_tile<ROWS, 2>(q, d, begin, end);
+    if (d < dim_) add_values_tile<ROWS, 1>(q, d, begin, end);
+  }
+
+  template <int ROWS, int VECTORS>
+  void add_values_tile(int q, int d, int begin, int end) {
+    F sums[ROWS][VECTORS];
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < VECTORS; ++v)
+        sums[i][v] = S::mul(S::load(buffers_.sums + (q + i) * dim_ + d + v * 16), S::set(buffers_.factors[q + i]));
+    const int last = end / 2;  // pairs that are whole
+    for (int pair = begin / 2; pair < last;) {
+      const int page = pair / kPagePairs, in_page = pair % kPagePairs;
+      const int page_last = (page + 1) * kPagePairs, stop = last < page_last ? last : page_last;
+      add_pairs<ROWS, VECTORS>(q, pair, stop - pair, values_[page] + 2 * in_page * dim_, d, sums);
+      pair = stop;
+    }
+    if (end % 2) add_pairs<ROWS, VECTORS>(q, last, 1, last_values(last), d, sums);
+    for (int i = 0; i < ROWS; ++i)
+      for (int v = 0; v < VECTORS; ++v) S::store(buffers_.sums + (q + i) * dim_ + d + v * 16, sums[i][v]);
+  }
+
+  template <int ROWS, int VECTORS>
+  void add_pairs(int q, int pair, int pairs, const uint16_t* values, int d, F (&sums)[ROWS][VECTORS]) {
+    const uint16_t* vectors[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) vectors[v] = values + 2 * (d + v * 16);
+    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs}, vectors, sums);
+  }
+
+  // The values of a pair whose second position is not the sequence's (it may hold anything, and 0 · NaN is not 0).
+  const uint16_t* last_values(int pair) {
+    const uint16_t* values = values_[pair / kPagePairs] + 2 * (pair % kPagePairs) * dim_;
+    for (int i = 0; i < dim_; ++i) {
+      buffers_.last_values[2 * i] = values[2 * i];
+      buffers_.last_values[2 * i + 1] = 0;
+    }
+    return buffers_.last_values;
+  }
+
+  void write(float* output, int64_t output_stride) {
+    for (int q = 0; q < queries_; ++q) {
+      if (unit_.partial) {
+        float* partial = unit_.partial + int64_t{q} * (dim_ + 2);
+        for (int d = 0; d < dim_; d += 16) S::store(partial + d, S::load(buffers_.totals + q * dim_ + d));
+        partial[dim_] = buffers_.total_maxima[q];
+        partial[dim_ + 1] = buffers_.total_weights[q];
+        continue;
+      }
+      const int head = unit_.kv_head * group_ + q % group_;
+      const int64_t row = unit_.sequence->first_row + unit_.row + q / group_;
+      normalise<S>(total(q), spec_.sinks ? spec_.sinks + head : nullptr, dim_, output + row * output_stride + int64_t{head} * dim_);
+    }
+  }
+
+  const AttentionSpec& spec_;
+  const KvPool& pool_;
+  const AttentionUnit& unit_;
+  const KvLayout layout_;
+  const int dim_, group_, queries_, position_;  // position_: of the unit's first row
+  int first_key_, end_key_;
+  AttentionBuffers buffers_;
+  const uint16_t* keys_[kBlockPages];
+  const uint16_t* values_[kBlockPages];
+  const float* key_scales_[kBlockPages];
+  const float* value_scales_[kBlockPages];
+};
+
+template <class S>
+void attend(const AttentionSpec& spec, const KvPool& pool, const AttentionUnit& unit, const float* q, int64_t q_stride,
+            float* output, int64_t output_stride, float* scratch) {
+  AttentionTile<S>(spec, pool, unit, scratch).run(q, q_stride, output, output_stride);
+}
+
+template <class S>
+void merge(const AttentionSpec& spec, const AttentionUnit& unit, const float* partials, int splits, float* output,
+           int64_t output_stride) {
+  const int dim = spec.head_dim, group = spec.heads / spec.kv_heads, queries = unit.rows * group;
+  const int64_t size = dim + 2;
+  float sums[kMostHeadDim];
+  for (int q = 0; q < queries; ++q) {
+    float maximum = kNoMaximum, weight = 0.0f;
+    for (int d = 0; d < dim; d += 16) S::store(sums + d, S::zero());
+    for (int split = 0; split < splits; ++split) {
+      const float* partial = partials + (int64_t{split} * queries + q) * size;
+      join<S>({sums, &maximum, &weight}, partial, partial[dim], partial[dim + 1], dim);
+    }
+    const int head = unit.kv_head * group + q % group;
+    const int64_t row = unit.sequence->first_row + unit.row + q / group;
+    normalise<S>({sums, &maximum, &weight}, spec.sinks ? spec.sinks + head : nullptr, dim,
+                 output + row * output_stride + int64_t{head} * dim);
+  }
+}
+
+}  // namespace
+}  // namespace inferloom
