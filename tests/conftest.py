@@ -30,6 +30,14 @@ def smollm2_checkpoint(starter_cache: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
+def smollm2_floats(smollm2_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chat starter's folder with its weights in float32, as other libraries read them."""
+    from factories.floats import as_floats
+
+    return as_floats(smollm2_checkpoint, tmp_path_factory.mktemp("floats") / "smollm2")
+
+
+@pytest.fixture(scope="session")
 def minilm_checkpoint(starter_cache: Path) -> Checkpoint:
     """The embedding starter, ready to be mapped."""
     return prepare("minilm")

@@ -1,59 +1,33 @@
-"""The cache of converted GGUF files: one folder per content, in Hugging Face's layout, with bf16 safetensors.
-
-The key is the SHA-256 of the file. As hashing takes a second per gigabyte, what is known of a file is kept by its path,
-size and mtime.
-"""
+"""The cache of converted GGUF files: one folder for each content, in Hugging Face's layout, the weights in the kernels'
+layouts, quantised as they are in the file (`gguf_blocks`)."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
+import logging
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from inferloom.config.home import cache_dir
-from inferloom.errors import InvalidFormat, LoadFailed, SourceError, SourceNotFound
-from inferloom.sources.lock import exclusive
+from inferloom.errors import InvalidFormat, SourceError, SourceNotFound
+from inferloom.formats import content, entries
 from inferloom.sources.table import SHORT_NAMES
 from inferloom.types import LoadProgress
 
 if TYPE_CHECKING:  # importing it costs numpy, and looking things up must not
     from inferloom.formats.gguf_file import GgufFile
+    from inferloom.formats.gguf_tensors import Placed
+
+log = logging.getLogger("inferloom.formats")
 
 Progress = Callable[[LoadProgress], None]
 
 # Raise it when a conversion comes out differently: older folders are then rebuilt.
-VERSION = 2
+VERSION = 3
 
-_MANIFEST = "inferloom.json"
-_WEIGHTS = "model.safetensors"
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
-_PIECE = 1 << 22
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What a cache folder says of itself; it is written last."""
-
-    version: int
-    sha256: str
-    source: str  # the file's name, for people
-    weight_bytes: int
-
-
-class _Known(msgspec.Struct, frozen=True):
-    """What was found out about a file, valid while size and mtime (of all its parts) stay the same."""
-
-    stamp: list[tuple[str, int, int]]  # path, bytes, mtime in ns
-    sha256: str
 
 
 def parts(path: Path) -> list[Path]:
@@ -78,14 +52,13 @@ def parts(path: Path) -> list[Path]:
 def converted(path: Path) -> Path | None:
     """The cache folder of the GGUF file `path`, or None if it must be converted. Reads two small files."""
     try:
-        files = parts(path)
-        known = msgspec.json.decode(_note(path).read_bytes(), type=_Known)
-        if known.stamp != _stamp(files):
-            return None
-    except (OSError, msgspec.MsgspecError):
+        digest = content.known(parts(path))
+    except OSError:
         return None
-    folder = _folder(known.sha256)
-    return folder if _whole(folder) else None
+    if digest is None:
+        return None
+    folder = _folder(digest)
+    return folder if entries.is_whole(folder, VERSION) else None
 
 
 def convert(path: Path, progress: Progress) -> Path:
@@ -94,107 +67,37 @@ def convert(path: Path, progress: Progress) -> Path:
     Raises `InvalidFormat` for a damaged file, `LoadFailed` for one that cannot be run or if there is no room.
     """
     ready = converted(path)
-    if ready is not None:
-        return ready
-    files = parts(path)
-    try:
-        stamp = _stamp(files)
-        digest = _hash(files, progress)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
-    folder = _folder(digest)
-    try:
-        wait = LoadProgress("wait", None, f"another process is converting {path.name}")
-        with exclusive(cache_dir() / "locks" / f"gguf-{folder.name}.lock", on_wait=lambda: progress(wait)):
-            if not _whole(folder):
-                _build(files, folder, digest, progress)
-            _remember(path, _Known(stamp, digest))
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise LoadFailed(
-            f"could not write the converted copy of {path.name} to {cache_dir()}: {error.strerror or error}; "
-            + (
-                "make room or set INFERLOOM_CACHE to a larger disk."
-                if full
-                else "set INFERLOOM_CACHE to another folder."
-            )
-        ) from error
-    return folder
+    if ready is None:
+        files = parts(path)
+        try:
+            digest = content.digest(files, progress)
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
+        ready = _folder(digest)
+        manifest = entries.Manifest(VERSION, digest, files[0].name, 0)
+        entries.build(ready, manifest, lambda work: _fill(files, work, ready, digest, progress), progress)
+    entries.mark_used(ready)
+    return ready
 
 
 def weights(folder: Path) -> tuple[str, ...]:
-    return (str(folder / _WEIGHTS),)
+    return (str(folder / entries.WEIGHTS),)
 
 
 def _folder(digest: str) -> Path:
-    return cache_dir() / "gguf" / digest[:32]
+    return entries.folder_of("gguf", digest[:32])
 
 
-def _note(path: Path) -> Path:
-    return (
-        cache_dir()
-        / "gguf"
-        / "known"
-        / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json"
-    )
-
-
-def _stamp(files: list[Path]) -> list[tuple[str, int, int]]:
-    return [(str(file.absolute()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-
-
-def _whole(folder: Path) -> bool:
-    try:
-        manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=Manifest)
-        return manifest.version == VERSION and (folder / _WEIGHTS).stat().st_size == manifest.weight_bytes
-    except (OSError, msgspec.MsgspecError):
-        return False
-
-
-def _hash(files: list[Path], progress: Progress) -> str:
-    digest = hashlib.sha256()
-    total, done = sum(file.stat().st_size for file in files) or 1, 0
-    for path in files:
-        with open(path, "rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-                done += len(piece)
-                progress(LoadProgress("check", min(1.0, done / total), path.name))
-    return digest.hexdigest()
-
-
-def _remember(path: Path, known: _Known) -> None:
-    note = _note(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=note.parent, delete=False) as file:
-        file.write(msgspec.json.encode(known))
-    Path(file.name).replace(note)
-
-
-def _build(files: list[Path], folder: Path, digest: str, progress: Progress) -> None:
+def _fill(files: list[Path], work: Path, folder: Path, digest: str, progress: Progress) -> None:
     from inferloom.formats.gguf_file import GgufFile
 
-    work = folder.with_name(f"{folder.name}.partial")  # we hold the lock: whatever lies there is a leftover
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        with ExitStack() as stack:
-            opened = [stack.enter_context(GgufFile(file)) for file in files]
-            _write(opened, work, files[0].name, digest, progress)
-        if folder.exists():  # an older version; whoever maps it keeps its pages
-            old = folder.with_name(f"{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
-        work.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(GgufFile(file)) for file in files]
+        _write(opened, work, folder, digest, progress)
 
 
-def _write(files: list[GgufFile], work: Path, name: str, digest: str, progress: Progress) -> None:
+def _write(files: list[GgufFile], work: Path, folder: Path, digest: str, progress: Progress) -> None:
     from inferloom.formats import gguf_config, gguf_tensors, gguf_tokenizer
-    from inferloom.formats.safetensors_file import SafetensorsWriter
 
     metadata = files[0].metadata
     family = gguf_config.family_of(metadata)
@@ -217,44 +120,34 @@ def _write(files: list[GgufFile], work: Path, name: str, digest: str, progress: 
         raise InvalidFormat(
             f"the GGUF file's vocabulary has {tokenizer.get_vocab_size()} tokens, its embedding {embedding.shape[0]}."
         )
-    total = sum(item.tensor.elements for item in placed) * 2 or 1
-    if total > shutil.disk_usage(work).free:
-        raise LoadFailed(
-            f"the disk is full: the converted copy of {name} needs {total / 1e6:,.0f} MB under {cache_dir()}, "
-            f"{shutil.disk_usage(work).free / 1e6:,.0f} MB are free; make room or set INFERLOOM_CACHE to a larger disk."
-        )
-    done = 0
-    with open(work / _WEIGHTS, "wb") as file:
-        writer = SafetensorsWriter(
-            file,
-            [(item.name, "BF16", item.tensor.shape) for item in placed],
-            {"format": "pt", "source": name},
-        )
-        for item in placed:
-            for piece in gguf_tensors.as_bf16(item):
-                writer.write([piece])
-                done += len(piece)
-                progress(LoadProgress("convert", min(1.0, done / total), name))
-        writer.finish()
-        size = file.tell()
+    _write_weights(placed, work, folder, files[0].path.name, progress)
     tokenizer.save(str(work / "tokenizer.json"))
     _json(work / "config.json", config)
     advised = next((row.sampling for row in SHORT_NAMES.values() if row.sha256 == digest), {})
     _json(work / "generation_config.json", {**advised, **gguf_config.generation_config_of(metadata)})
     _json(work / "tokenizer_config.json", tokenizer_config)
-    for path in work.iterdir():
-        _sync(path)
-    _json(work / _MANIFEST, msgspec.to_builtins(Manifest(VERSION, digest, name, size)))
-    _sync(work / _MANIFEST)
+
+
+def _write_weights(placed: list[Placed], work: Path, folder: Path, name: str, progress: Progress) -> None:
+    from inferloom.formats import gguf_blocks, gguf_tensors, packed_file
+
+    foreign = sorted({item.tensor.type.name for item in placed if gguf_blocks.is_foreign(item.tensor.type)})
+    if foreign:
+        log.warning("%s: tensors in %s are dequantised and kept in 8 bits", name, ", ".join(foreign))
+    by_name = {item.name: item for item in placed}
+    ordered = packed_file.in_order(gguf_tensors.stored(item) for item in placed)
+    total = sum(tensor.size for tensor in ordered)
+    entries.check_room(total, name, replaced=folder)
+    done = 0
+    with open(work / entries.WEIGHTS, "wb") as file:
+        writer = packed_file.open_writer(file, ordered, {"format": "pt", "source": name})
+        for tensor in ordered:
+            for piece in gguf_tensors.pieces(by_name[tensor.name]):
+                writer.write([piece])
+                done += len(piece)
+                progress(LoadProgress("convert", min(1.0, done / (total or 1)), name))
+        writer.finish()
 
 
 def _json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

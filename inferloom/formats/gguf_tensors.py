@@ -1,19 +1,21 @@
-"""A GGUF file's tensors under their Hugging Face names, in bf16, without holding more than a few megabytes."""
+"""A GGUF file's tensors under their Hugging Face names, in the kernels' layouts, a few megabytes at a time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat, LoadFailed
+from inferloom.formats import gguf_blocks
 from inferloom.formats.gguf_file import GgufFile, TensorInfo
+from inferloom.formats.interleaving import ROWS
+from inferloom.formats.packed_file import Stored
+from inferloom.formats.threads import each
 
 _WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -35,8 +37,7 @@ _LAYER = {
 }
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_FACTORS = "rope_freqs.weight"
-_PLAIN = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
-_CHUNK = 1 << 20  # elements converted at a time: 4 MiB as float32
+_CHUNK = 1 << 18  # elements converted at a time: intermediate results stay in the cache
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -86,61 +87,62 @@ def rope_factors(files: list[GgufFile]) -> list[float] | None:
         if tensor is not None:
             if tensor.elements > 1 << 16:
                 raise InvalidFormat(f"{_ROPE_FACTORS} has {tensor.elements:,} values.")
-            return [float(value) for value in _rows(Placed("", tensor, file))(0, 1).ravel()]
+            raw = np.frombuffer(file.bytes_of(tensor), dtype=np.uint8).reshape(1, -1)
+            return [
+                float(value) for value in gguf_blocks.dequantised(raw, tensor.type, name=tensor.name).ravel()
+            ]
     return None
 
 
-def as_bf16(placed: Placed) -> Iterator[memoryview]:
-    """The tensor's values as little-endian bf16, row-major, in pieces of about 2 MiB."""
+def stored(placed: Placed) -> Stored:
+    """How the tensor is written: a quantised matrix in its layout, a quantised vector in float32, floats as they are."""
     tensor = placed.tensor
-    width = tensor.shape[-1] if len(tensor.shape) > 1 else tensor.elements
-    count = tensor.elements // width if width else 0
-    rows = _rows(placed)
-    step = max(1, _CHUNK // max(1, width))
-    for start in range(0, count, step):
-        yield to_bf16(rows(start, min(count, start + step))).data.cast("B")
+    dtype = gguf_blocks.FLOATS.get(tensor.type)
+    if dtype is not None:
+        return Stored(placed.name, tensor.shape, dtype)
+    if len(tensor.shape) != 2:
+        return Stored(placed.name, tensor.shape, "F32")
+    return Stored(placed.name, tensor.shape, layout=gguf_blocks.layout_of(tensor.type))
 
 
-def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """float32 → the bits of bf16, rounded to nearest, ties to even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (
-        (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    ).astype(np.uint16)
-    nan = np.isnan(values)
-    if nan.any():
-        rounded[nan] = 0x7FC0
-    return rounded
-
-
-def _rows(placed: Placed) -> Callable[[int, int], NDArray[np.float32]]:
-    """A function from a range of rows to their values in float32."""
+def pieces(placed: Placed) -> Iterator[memoryview]:
+    """The tensor's bytes as `stored` says, in pieces of a few megabytes."""
     tensor = placed.tensor
+    table, order = _table(placed)
+    packed = stored(placed).layout is not None
+    quantised = tensor.type not in gguf_blocks.FLOATS
+    step = max(1, _CHUNK * len(table) // max(1, tensor.elements))
+    if packed:
+        step = -(-step // ROWS) * ROWS
+
+    def piece(start: int) -> memoryview:
+        part = slice(start, start + step)
+        rows = np.ascontiguousarray(table[part] if order is None else table[order[part]])
+        if packed:
+            missing = -len(rows) % ROWS
+            if missing:  # a block of zero bytes is zero in every type
+                rows = np.pad(rows, ((0, missing), (0, 0)))
+            rows = gguf_blocks.pack(rows, tensor.type, name=tensor.name)
+        elif quantised:
+            return gguf_blocks.dequantised(rows, tensor.type, name=tensor.name).data.cast("B")
+        return rows.data.cast("B")
+
+    if tensor.elements:
+        yield from each(piece, range(0, len(table), step))
+
+
+def _table(placed: Placed) -> tuple[NDArray[np.uint8], NDArray[np.intp] | None]:
+    """The tensor's bytes by rows, and where Hugging Face's rows lie in it; a vector whose order differs has one value a
+    row, any other a single row."""
+    tensor, heads = placed.tensor, placed.interleaved_heads
     raw = np.frombuffer(placed.file.bytes_of(tensor), dtype=np.uint8)
-    width = tensor.shape[-1] if len(tensor.shape) > 1 else tensor.elements
-    count = tensor.elements // width if width else 0
-    table = raw.reshape(count, -1) if count else raw.reshape(0, 0)
-    if placed.interleaved_heads and len(tensor.shape) == 1:
-        table = raw.reshape(tensor.elements, -1)
-        table = np.ascontiguousarray(table[_order(tensor.elements, placed.interleaved_heads)]).reshape(1, -1)
-    elif placed.interleaved_heads:
-        order = _order(count, placed.interleaved_heads)
-        return lambda start, stop: _dequantized(table[order[start:stop]], tensor)
-    return lambda start, stop: _dequantized(table[start:stop], tensor)
+    matrix = len(tensor.shape) > 1
+    rows = tensor.elements // tensor.shape[-1] if matrix and tensor.elements else 1
+    if heads and not matrix:
+        rows = tensor.elements
+    return raw.reshape(rows, -1), _order(rows, heads) if heads else None
 
 
 def _order(rows: int, heads: int) -> NDArray[np.intp]:
     """Where Hugging Face's row i lies in a llama.cpp file, which keeps the two halves of a head interleaved."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()
-
-
-def _dequantized(table: NDArray[np.uint8], tensor: TensorInfo) -> NDArray[np.float32]:
-    plain = _PLAIN.get(tensor.type)
-    table = np.ascontiguousarray(table)
-    try:
-        values = table.view(plain) if plain is not None else dequantize(table, tensor.type)
-    except NotImplementedError:
-        raise LoadFailed(
-            f"the tensor {tensor.name!r} is quantised as {tensor.type.name}, which cannot be read."
-        ) from None
-    return np.asarray(values, dtype=np.float32)

@@ -105,6 +105,46 @@ def interleave_q8_row(values: NDArray[np.uint8], scales: NDArray[np.float32]) ->
     return out
 
 
+def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
+    """Blocks of sixteen rows [n, bytes] → their values [16 n, padded columns], exactly."""
+    count = len(blocks)
+    if layout is Layout.Q8_ROW:
+        width = blocks.shape[1] - 64
+        values = _columns(blocks[:, None, :width], count)
+        values *= np.ascontiguousarray(blocks[:, width:]).view(np.float32).reshape(-1, 1)
+        return values
+    if layout is Layout.Q8_32:
+        pairs = blocks.reshape(count, -1, 1088)
+        values = _columns(pairs[..., :1024], count)
+        scales = pairs[..., 1024:].reshape(count, -1, 32)  # of one group after the other
+        grouped = values.reshape(count, ROWS, -1, GROUP)
+        grouped *= _to_sixteen(scales)
+        return values
+    groups = blocks.reshape(count, -1, 320)
+    quads = np.ascontiguousarray(groups[..., :256]).view(np.uint32).reshape(count, -1, _QUAD, ROWS)
+    nibbles = np.ascontiguousarray(quads.transpose(0, 3, 1, 2)).view(np.uint8)
+    grouped = np.empty((count, ROWS, groups.shape[1], GROUP), np.float32)
+    grouped[..., :16] = nibbles.reshape(count, ROWS, -1, 16) & 15
+    grouped[..., 16:] = nibbles.reshape(count, ROWS, -1, 16) >> 4
+    grouped *= _to_sixteen(groups[..., 256:288])
+    grouped += _to_sixteen(groups[..., 288:])
+    return grouped.reshape(count * ROWS, -1)
+
+
+def _columns(bytes_: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    """The biased bytes of `count` blocks, quad by quad, as numbers [16 count, columns]."""
+    quads = np.ascontiguousarray(bytes_).view(np.uint32).reshape(count, -1, ROWS)
+    values = np.ascontiguousarray(quads.transpose(0, 2, 1)).view(np.uint8).astype(np.float32)
+    values -= 128
+    return values.reshape(count * ROWS, -1)
+
+
+def _to_sixteen(numbers: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The float16 of each group's sixteen rows [n, groups, 32 bytes] as [n, 16, groups, 1]."""
+    halves = np.ascontiguousarray(numbers).view(np.float16).astype(np.float32)
+    return halves.transpose(0, 2, 1)[..., None]
+
+
 def _of_sixteen(numbers: NDArray[np.float16], groups: int) -> NDArray[np.uint8]:
     """[rows, groups] of float16 as the bytes [rows / 16, groups, 32]."""
     turned = np.ascontiguousarray(numbers.reshape(-1, ROWS, groups).transpose(0, 2, 1))

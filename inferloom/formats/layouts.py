@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
-from inferloom.formats.interleaving import GROUP, ROWS, Layout, block_bytes, packed_bytes, padded
+from inferloom.formats.bfloat16 import to_bf16
+from inferloom.formats.interleaving import ROWS, Layout, block_bytes, packed_bytes, padded, values_of
+from inferloom.formats.threads import each
 
 __all__ = ["Layout", "PackedTensor", "dequantise"]
 
-_PIECE = 1 << 19  # elements dequantised at a time: intermediate results stay in the cache
+_PIECE = 1 << 17  # elements dequantised at a time: intermediate results stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,67 +47,29 @@ class PackedTensor:
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """The rows `indices` [n] dequantised: float32 [n, in_features]. What an embedding is asked for."""
-        indices = indices.cpu()
-        width = block_bytes(self.shape[1], self.layout)
-        blocks = self.data.view(-1, width).index_select(0, indices // ROWS)
-        values = _values(blocks, self.layout).view(len(indices), ROWS, -1)
-        return values[torch.arange(len(indices)), indices % ROWS, : self.shape[1]].contiguous()
+        wanted = indices.cpu().numpy()
+        blocks = self._blocks()[wanted // ROWS]
+        values = values_of(blocks, self.layout).reshape(len(wanted), ROWS, -1)
+        return torch.from_numpy(values[np.arange(len(wanted)), wanted % ROWS, : self.shape[1]])
+
+    def _blocks(self) -> NDArray[np.uint8]:
+        blocks: NDArray[np.uint8] = self.data.numpy().reshape(-1, block_bytes(self.shape[1], self.layout))
+        return blocks
 
 
 def dequantise(packed: PackedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The values [out_features, in_features], exact in float32, rounded once to another `dtype`. On the CPU."""
     rows, columns = packed.shape
     out = torch.empty(rows, columns, dtype=dtype)
-    blocks = packed.data.view(-1, block_bytes(columns, packed.layout))
+    target = out.view(torch.int16).numpy().view(np.uint16) if dtype == torch.bfloat16 else out.numpy()
+    blocks = packed._blocks()
     step = max(1, _PIECE // (padded(packed.shape, packed.layout)[1] * ROWS))
-    for start in range(0, len(blocks), step):
-        part = out[start * ROWS : (start + step) * ROWS]
-        part.copy_(_values(blocks[start : start + step], packed.layout)[: len(part), :columns])
+
+    def piece(start: int) -> None:
+        part = target[start * ROWS : (start + step) * ROWS]
+        values = values_of(blocks[start : start + step], packed.layout)[: len(part), :columns]
+        part[:] = to_bf16(values) if dtype == torch.bfloat16 else values
+
+    for _ in each(piece, range(0, len(blocks), step)):
+        pass
     return out
-
-
-def _values(blocks: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Blocks of sixteen rows [n, bytes] → float32 [n * 16, padded columns]."""
-    if layout is Layout.Q8_ROW:
-        return _q8_row(blocks)
-    return _q8_32(blocks) if layout is Layout.Q8_32 else _q4_32(blocks)
-
-
-def _q4_32(blocks: torch.Tensor) -> torch.Tensor:
-    count = len(blocks)
-    groups = blocks.view(count, -1, 320)
-    nibbles = (
-        groups[..., :256].reshape(count, -1, 4, ROWS, 4).permute(0, 3, 1, 2, 4)
-    )  # block, row, group, quad, column
-    values = torch.empty(count, ROWS, groups.shape[1], 2, 4, 4)
-    values[..., 0, :, :] = nibbles & 15
-    values[..., 1, :, :] = nibbles >> 4
-    values = values.flatten(3)
-    values *= _sixteen(groups[..., 256:288])
-    values += _sixteen(groups[..., 288:])
-    return values.view(count * ROWS, -1)
-
-
-def _q8_32(blocks: torch.Tensor) -> torch.Tensor:
-    count = len(blocks)
-    pairs = blocks.view(count, -1, 1088)
-    scales = pairs[..., 1024:].reshape(count, -1, 32)  # of one group after the other
-    quads = pairs[..., :1024].reshape(count, -1, 16, ROWS, 4).permute(0, 3, 1, 2, 4)
-    values = quads.to(torch.float32).reshape(count, ROWS, -1, GROUP)
-    values -= 128
-    values *= _sixteen(scales)
-    return values.view(count * ROWS, -1)
-
-
-def _q8_row(blocks: torch.Tensor) -> torch.Tensor:
-    count, width = len(blocks), blocks.shape[1] - 64
-    quads = blocks[:, :width].reshape(count, -1, ROWS, 4).permute(0, 2, 1, 3)
-    values = quads.to(torch.float32).reshape(count, ROWS, -1)
-    values -= 128
-    values *= blocks[:, width:].contiguous().view(torch.float32).view(count, ROWS, 1)
-    return values.view(count * ROWS, -1)
-
-
-def _sixteen(numbers: torch.Tensor) -> torch.Tensor:
-    """The float16 of each group's sixteen rows [n, groups, 32 bytes] as float32 [n, 16, groups, 1]."""
-    return numbers.contiguous().view(torch.float16).float().transpose(1, 2).unsqueeze(-1)

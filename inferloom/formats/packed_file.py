@@ -6,14 +6,14 @@ every quantised matrix begin at multiples of 64 bytes. Whoever does not know of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO
 
 import msgspec
 
 from inferloom.errors import InvalidFormat
 from inferloom.formats.interleaving import Layout, packed_bytes
-from inferloom.formats.safetensors_file import Header
+from inferloom.formats.safetensors_file import ITEM_SIZES, Header, SafetensorsWriter
 
 LAYOUTS = "inferloom.layouts"
 _ALIGNMENT = 64
@@ -36,12 +36,50 @@ def packed_entries(header: Header, file: str) -> dict[str, tuple[Layout, tuple[i
     return {name: _checked(name, entry, header, file) for name, entry in entries.items()}
 
 
-def layouts_text(entries: Mapping[str, tuple[Layout, tuple[int, int]]]) -> str:
-    """The metadata entry for these matrices."""
+class Stored(msgspec.Struct, frozen=True):
+    """A tensor as it is written: a quantised matrix where `layout` is set, otherwise `dtype` in safetensors' words."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "U8"
+    layout: Layout | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        if self.layout is not None:
+            rows, columns = self.shape
+            return packed_bytes((rows, columns), self.layout)
+        size = ITEM_SIZES[self.dtype]
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+def in_order(tensors: Iterable[Stored]) -> list[Stored]:
+    """The order to write them in: the format knows no gaps, so what must begin at a multiple of 64 bytes goes first (the
+    size of every quantised matrix is one), and wide types go before narrow ones."""
+
+    def key(tensor: Stored) -> tuple[bool, int, str]:
+        return bool(tensor.size % _ALIGNMENT), -ITEM_SIZES[tensor.dtype], tensor.name
+
+    return sorted(tensors, key=key)
+
+
+def open_writer(file: BinaryIO, tensors: Sequence[Stored], metadata: dict[str, str]) -> SafetensorsWriter:
+    """A writer for `tensors`, which are `in_order`."""
     described: dict[str, Any] = {
-        name: {"layout": layout.name, "shape": list(shape)} for name, (layout, shape) in entries.items()
+        tensor.name: {"layout": tensor.layout.name, "shape": list(tensor.shape)}
+        for tensor in tensors
+        if tensor.layout is not None
     }
-    return msgspec.json.encode(described).decode()
+    if described:
+        metadata = {**metadata, LAYOUTS: msgspec.json.encode(described).decode()}
+    plain = [
+        (tensor.name, tensor.dtype, tensor.shape if tensor.layout is None else (tensor.size,))
+        for tensor in tensors
+    ]
+    return SafetensorsWriter(file, plain, metadata)
 
 
 def _checked(name: str, entry: _Entry, header: Header, file: str) -> tuple[Layout, tuple[int, int]]:

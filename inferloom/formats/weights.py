@@ -15,6 +15,7 @@ import torch
 
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.entries import hold
 from inferloom.formats.layouts import PackedTensor
 from inferloom.formats.packed_file import packed_entries
 from inferloom.formats.safetensors_file import TensorHeader, read_header
@@ -103,6 +104,7 @@ def _open(path: str) -> OpenFile:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise LoadFailed(f"the weights file {path} cannot be opened: {error.strerror}.") from error
+    hold(Path(path), descriptor)
     status = os.fstat(descriptor)
     return OpenFile(path, descriptor, status.st_size, status.st_mtime_ns)
 

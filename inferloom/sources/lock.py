@@ -27,3 +27,19 @@ def exclusive(path: Path, *, on_wait: Callable[[], None] | None = None) -> Itera
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive_at_once(path: Path) -> Iterator[bool]:
+    """As `exclusive`, but without waiting: whether the lock is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

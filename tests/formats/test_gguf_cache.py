@@ -1,4 +1,4 @@
-"""GGUF files become bf16 safetensors, once for each content."""
+"""GGUF files become safetensors in the kernels' layouts, once for each content."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from factories import gguf
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
-from safetensors.torch import load_file
 
 from inferloom.errors import InferloomError, InvalidFormat, LoadFailed, SourceNotFound
-from inferloom.formats import gguf_cache, gguf_tensors
+from inferloom.formats import gguf_blocks, gguf_cache, gguf_tensors
+from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.gguf_file import GgufFile
+from inferloom.formats.layouts import Layout, PackedTensor, dequantise
+from inferloom.formats.weights import Weights, open_weights
 from inferloom.types import LoadProgress
 
 
@@ -37,8 +39,18 @@ def ignore(progress: LoadProgress) -> None:
     return
 
 
+def opened(path: Path) -> Weights:
+    folder = gguf_cache.convert(path, ignore)
+    weights = gguf_cache.weights(folder)
+    return open_weights(Checkpoint(source="x", name="x", folder=str(folder), weights=weights, format="gguf"))
+
+
 def converted(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(gguf_cache.weights(gguf_cache.convert(path, ignore))[0])
+    """All tensors as floats."""
+    return {
+        name: dequantise(tensor) if isinstance(tensor, PackedTensor) else tensor
+        for name, tensor in opened(path).items()
+    }
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -60,75 +72,123 @@ def test_weights_and_configuration_equal_those_that_transformers_loads(
     ours = converted(path)
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
-        assert tensor.dtype == torch.bfloat16
-        assert torch.equal(tensor, theirs[name].to(torch.bfloat16)), name
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, theirs[name]), name
     loaded = AutoConfig.from_pretrained(gguf_cache.convert(path, ignore))
     assert type(loaded) is type(their_config)
     assert loaded.head_dim == gguf.HEAD_DIM
     assert loaded.tie_word_embeddings is tied
 
 
-@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0])
-def test_every_common_quantisation_is_read(kind: Kind, tmp_path: Path) -> None:
-    vocabulary = gguf.byte_vocabulary()
-    tensors = gguf.random_tensors(len(vocabulary.tokens))
-    ours = converted(gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors, kind=kind))
-    expected = dequantize(gguf.gguf.quants.quantize(tensors["blk.1.ffn_down.weight"], kind), kind)
-    assert torch.equal(
-        ours["model.layers.1.mlp.down_proj.weight"], torch.from_numpy(expected).to(torch.bfloat16)
-    )
-
-
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "layout"),
     [
-        Kind.Q2_K,
-        Kind.Q3_K,
-        Kind.Q4_K,
-        Kind.Q5_K,
-        Kind.Q6_K,
-        Kind.TQ1_0,
-        Kind.MXFP4,
-        Kind.IQ2_XXS,
-        Kind.IQ3_S,
-        Kind.IQ4_XS,
+        (Kind.F16, torch.float16),
+        (Kind.BF16, torch.bfloat16),
+        (Kind.Q4_0, Layout.Q4_32),
+        (Kind.Q4_1, Layout.Q4_32),
+        (Kind.Q5_0, Layout.Q8_32),
+        (Kind.Q8_0, Layout.Q8_32),
     ],
 )
-def test_block_formats_are_dequantised_row_by_row_as_a_whole(kind: Kind, tmp_path: Path) -> None:
-    block, size = GGML_QUANT_SIZES[kind]
-    chance = np.random.default_rng(int(kind))
-    rows, width = 37, 2 * max(block, 256)
-    raw = chance.integers(0, 64, size=(rows, width // block * size), dtype=np.uint8)
-    writer = gguf.gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+def test_common_quantisations_keep_their_bits_and_every_value(
+    kind: Kind, layout: Layout | torch.dtype, tmp_path: Path
+) -> None:
+    vocabulary = gguf.byte_vocabulary()  # 420 tokens: no multiple of 16
+    tensors = gguf.random_tensors(len(vocabulary.tokens))
+    weights = opened(gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors, kind=kind))
+    for ours, theirs in (
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight"),
+    ):
+        expected = torch.from_numpy(dequantize(gguf.gguf.quants.quantize(tensors[theirs], kind), kind))
+        tensor = weights[ours]
+        if isinstance(tensor, PackedTensor):
+            assert tensor.layout is layout
+            assert torch.equal(dequantise(tensor), expected)
+        else:
+            assert tensor.dtype == layout
+            assert torch.equal(tensor.float(), expected)
+
+
+def packed_rows(raw: np.ndarray, kind: Kind, width: int, folder: Path) -> tuple[PackedTensor, torch.Tensor]:
+    """A matrix of blocks as it goes through a GGUF file: packed, and its values by the `gguf` package."""
+    writer = gguf.gguf.GGUFWriter(folder / "m.gguf", "llama")
     writer.add_tensor("token_embd.weight", raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with GgufFile(tmp_path / "m.gguf") as file:
-        tensor = file.tensors["token_embd.weight"]
-        assert tensor.shape == (rows, width)
-        ours = b"".join(
-            bytes(piece) for piece in gguf_tensors.as_bf16(gguf_tensors.Placed("x", tensor, file))
-        )
-    expected = torch.from_numpy(np.ascontiguousarray(dequantize(raw, kind), dtype=np.float32)).to(
-        torch.bfloat16
+    with GgufFile(folder / "m.gguf") as file:
+        placed = gguf_tensors.Placed("x", file.tensors["token_embd.weight"], file)
+        stored = gguf_tensors.stored(placed)
+        data = b"".join(bytes(piece) for piece in gguf_tensors.pieces(placed))
+    assert stored.layout is not None
+    assert len(data) == stored.size
+    packed = PackedTensor(
+        stored.layout, (len(raw), width), torch.frombuffer(bytearray(data), dtype=torch.uint8)
     )
-    assert ours == expected.view(torch.int16).numpy().tobytes()
+    return packed, torch.from_numpy(np.ascontiguousarray(dequantize(raw, kind), dtype=np.float32))
 
 
-def test_rounding_is_to_nearest_ties_to_even_as_in_torch() -> None:
-    chance = np.random.default_rng(0)
-    bits = chance.integers(0, 1 << 32, size=200_000, dtype=np.uint32)
-    ties = np.array(
-        [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0, 0x80000000], np.uint32
-    )
-    values = np.concatenate([bits, ties]).view(np.float32)
-    values = values[~np.isnan(values)]
-    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(gguf_tensors.to_bf16(values), expected)
-    odd = np.array([np.nan, -np.nan], np.float32)
-    assert torch.from_numpy(gguf_tensors.to_bf16(odd).view(np.int16)).view(torch.bfloat16).isnan().all()
+def random_blocks(kind: Kind, rows: int, blocks: int) -> np.ndarray:
+    """Any bits but in the scales, which are ordinary numbers."""
+    chance = np.random.default_rng(int(kind))
+    size = GGML_QUANT_SIZES[kind][1]
+    raw = chance.integers(0, 256, size=(rows, blocks, size), dtype=np.uint8)
+    halves = {Kind.Q6_K: [208], Kind.Q3_K: [108], Kind.Q2_K: [80, 82], Kind.TQ1_0: [52]}.get(kind, [0])
+    if kind in (Kind.Q4_K, Kind.Q5_K, Kind.Q5_1):
+        halves = [0, 2]
+    if kind is Kind.MXFP4:
+        raw[..., 0] = chance.integers(120, 130, size=(rows, blocks))
+        halves = []
+    for at in halves:
+        numbers = chance.uniform(0.001, 0.01, size=(rows, blocks)).astype(np.float16)
+        raw[..., at : at + 2] = numbers[..., None].view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def test_q4_k_keeps_its_nibbles_and_rounds_scales_to_float16(tmp_path: Path) -> None:
+    packed, expected = packed_rows(random_blocks(Kind.Q4_K, 37, 3), Kind.Q4_K, 768, tmp_path)
+    assert packed.layout is Layout.Q4_32
+    groups = expected.view(37, -1, 32)
+    smallest, largest = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    bound = 2**-11 * (2 * smallest.abs() + 2 * (largest - smallest).abs()) + 1e-7
+    assert ((dequantise(packed).view(37, -1, 32) - groups).abs() <= bound).all()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Kind.Q5_1, Kind.Q5_K, Kind.Q6_K, Kind.Q2_K, Kind.Q3_K, Kind.TQ1_0, Kind.MXFP4]
+    + [Kind.IQ2_XXS, Kind.IQ3_S, Kind.IQ4_XS, Kind.IQ4_NL],
+)
+def test_all_other_quantisations_become_the_nearest_eight_bits(kind: Kind, tmp_path: Path) -> None:
+    block = GGML_QUANT_SIZES[kind][0]
+    width = 3 * block
+    packed, expected = packed_rows(random_blocks(kind, 37, 3), kind, width, tmp_path)
+    assert packed.layout is Layout.Q8_32
+    groups = expected.view(37, -1, 32)
+    step = groups.abs().amax(2, keepdim=True) / 127 * 1.002  # the scale is rounded upwards to float16
+    off = (dequantise(packed).view(37, -1, 32) - groups).abs()
+    assert (off <= step / 2 + 1e-7).all()
+
+
+def test_what_has_no_way_of_its_own_is_dequantised_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not gguf_blocks.is_foreign(Kind.Q6_K)
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens))
+    path = gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors, kind=Kind.MXFP4)
+    gguf_cache.convert(path, ignore)
+    assert "m.gguf: tensors in MXFP4 are dequantised and kept in 8 bits" in caplog.text
+
+
+def test_scales_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    raw = random_blocks(Kind.Q4_0, 16, 2)
+    raw[3, 0:2] = np.array([30000], np.float16).view(np.uint8)
+    with pytest.raises(InvalidFormat, match=r"'token_embd\.weight' has scales beyond the range of float16"):
+        packed_rows(raw, Kind.Q4_0, 64, tmp_path)
 
 
 def test_a_large_tensor_is_converted_in_pieces(tmp_path: Path) -> None:
@@ -189,7 +249,7 @@ def test_an_older_or_damaged_copy_is_rebuilt(damage: str, tmp_path: Path) -> Non
     assert gguf_cache.converted(path) is None
     assert gguf_cache.convert(path, ignore) == folder
     assert (folder / "model.safetensors").read_bytes() == good
-    assert {entry.name for entry in folder.parent.iterdir()} == {folder.name, "known"}
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
 
 def test_processes_that_convert_the_same_file_at_once_do_it_once(tmp_path: Path) -> None:
@@ -249,7 +309,7 @@ def test_tensors_that_do_not_fit_are_named(
     path = gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=all_tensors)
     with pytest.raises(error, match=says):
         gguf_cache.convert(path, ignore)
-    assert not [entry for entry in (cache / "gguf").iterdir() if entry.name != "known"]
+    assert not list((cache / "gguf").iterdir())
 
 
 def test_a_file_that_lacks_layers_is_refused(tmp_path: Path) -> None:
@@ -290,5 +350,5 @@ def test_no_room_is_told_before_writing_and_when_it_happens(
         patch.setattr(gguf_cache, "_write", full)
         with pytest.raises(LoadFailed, match="No space left on device; make room"):
             gguf_cache.convert(path, ignore)
-    assert not [entry for entry in (cache / "gguf").iterdir() if entry.name != "known"]
+    assert not list((cache / "gguf").iterdir())
     assert gguf_cache.convert(path, ignore).exists()

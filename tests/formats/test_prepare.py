@@ -41,13 +41,13 @@ SMALL = ("config.json", "tokenizer.json")
 # --- the starters ---------------------------------------------------------------------------------------------------
 
 
-def test_the_chat_starter_answers_paris_in_transformers(smollm2_checkpoint: Checkpoint) -> None:
+def test_the_chat_starter_answers_paris_in_transformers(smollm2_floats: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from inferloom.sources.table import SHORT_NAMES
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_checkpoint.folder)
-    model = AutoModelForCausalLM.from_pretrained(smollm2_checkpoint.folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_floats)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_floats, dtype=torch.float32)
     messages = [
         {"role": "system", "content": SHORT_NAMES["smollm2"].system_prompt},
         {"role": "user", "content": "What is the capital of France?"},

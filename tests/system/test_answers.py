@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -88,15 +89,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_greedy_answers_equal_those_of_transformers(
-    client: openai.OpenAI, smollm2_checkpoint: Checkpoint
-) -> None:
+def test_greedy_answers_equal_those_of_transformers(client: openai.OpenAI, smollm2_floats: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with ThreadPoolExecutor(len(QUESTIONS)) as together:
         answers = list(together.map(lambda question: chat(client, "exact", question), QUESTIONS))
-    model = AutoModelForCausalLM.from_pretrained(smollm2_checkpoint.folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_checkpoint.folder)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_floats, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_floats)
     for question, answer in zip(QUESTIONS, answers, strict=True):
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
