@@ -15,6 +15,9 @@ struct Simd {
   struct N { __m256i a, b; };
 
   static constexpr int kRegisters = 6;
+  static constexpr int kTile = 4;     // tokens that a quantised linear computes together
+  static constexpr int kRowTile = 2;  // tokens, and
+  static constexpr int kRowBand = 4;  // rows, that a row-major linear computes together
   static constexpr bool kByteDot = false;
   static constexpr bool kBf16Dot = false;
 
@@ -168,6 +171,7 @@ struct Simd {
     low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
     high = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
   }
+  static constexpr int kByteBias = 0;  // that `dot` leaves in the weight bytes
   SIMD_INLINE I dot_start(int32_t) { return zero_int(); }
   SIMD_INLINE I dot(I acc, B w, const int8_t* x) {
     const __m256i q = quad(x), ones = _mm256_set1_epi16(1);
@@ -183,6 +187,16 @@ struct Simd {
     }
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
+  }
+  // The same for T tokens whose activations lie 32 bytes apart; `dot_bytes` adds to what `d` holds.
+  template <int T>
+  SIMD_INLINE void dot_nibbles(const N (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t) d[t] = dot_nibbles(w, x + 32 * t);
+  }
+  template <int T>
+  SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t)
+      for (int q = 0; q < 8; ++q) d[t] = dot(d[t], w[q], x + 32 * t + 4 * q);
   }
 
  private:

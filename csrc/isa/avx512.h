@@ -15,6 +15,9 @@ struct Simd {
   struct N { __m512i bytes; };
 
   static constexpr int kRegisters = 24;
+  static constexpr int kTile = 16;     // tokens that a quantised linear computes together
+  static constexpr int kRowTile = 3;  // tokens, and
+  static constexpr int kRowBand = 8;  // rows, that a row-major linear computes together
   static constexpr bool kByteDot = false;
   static constexpr bool kBf16Dot = false;
 
@@ -118,6 +121,7 @@ struct Simd {
     low = {_mm512_and_si512(both, mask)};
     high = {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
   }
+  static constexpr int kByteBias = 0;  // that `dot` leaves in the weight bytes
   SIMD_INLINE I dot_start(int32_t) { return zero_int(); }
   SIMD_INLINE I dot(I acc, B w, const int8_t* x) {
     const __m512i a = quad(x);
@@ -128,6 +132,16 @@ struct Simd {
     __m512i acc = _mm512_setzero_si512();  // of 16 bits: 8 · 2 · 15 · 127 < 32768
     for (int q = 0; q < 8; ++q) acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w[q].bytes, quad(x + 4 * q)));
     return _mm512_madd_epi16(acc, _mm512_set1_epi16(1));
+  }
+  // The same for T tokens whose activations lie 32 bytes apart; `dot_bytes` adds to what `d` holds.
+  template <int T>
+  SIMD_INLINE void dot_nibbles(const N (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t) d[t] = dot_nibbles(w, x + 32 * t);
+  }
+  template <int T>
+  SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t)
+      for (int q = 0; q < 8; ++q) d[t] = dot(d[t], w[q], x + 32 * t + 4 * q);
   }
 
  protected:

@@ -11,10 +11,13 @@ struct Simd {
   typedef uint32_t U __attribute__((vector_size(64)));
   typedef uint16_t Half __attribute__((vector_size(32)));
   struct H { U pairs; };
-  struct B { const uint8_t* bytes; };
-  struct N { const uint8_t* bytes; int shift; };
+  struct B { U quads; };
+  using N = B;
 
   static constexpr int kRegisters = 8;  // vectors of F that fit the registers beside a few operands
+  static constexpr int kTile = 4;     // tokens that a quantised linear computes together
+  static constexpr int kRowTile = 2;  // tokens, and
+  static constexpr int kRowBand = 4;  // rows, that a row-major linear computes together
   static constexpr bool kByteDot = false;  // an instruction for `dot`
   static constexpr bool kBf16Dot = false;  // an instruction for `bf16_dot`
 
@@ -164,22 +167,35 @@ struct Simd {
     return acc + as_float((I)(a.pairs & 0xffff0000u)) * as_float((I)(b.pairs & 0xffff0000u));
   }
 
-  // Dot products of bytes.
-  SIMD_INLINE B bytes(const uint8_t* p) { return {p}; }
-  SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) { low = {p, 0}; high = {p, 4}; }
+  // Dot products of bytes: a lane's four bytes are taken out of its 32 bits one at a time.
+  SIMD_INLINE B bytes(const uint8_t* p) { B b; std::memcpy(&b, p, 64); return b; }
+  SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
+    const B b = bytes(p);
+    low = {b.quads & 0x0f0f0f0fu};
+    high = {(b.quads >> 4) & 0x0f0f0f0fu};
+  }
+  static constexpr int kByteBias = 0;  // that `dot` leaves in the weight bytes
   SIMD_INLINE I dot_start(int32_t) { return zero_int(); }
   SIMD_INLINE I dot(I acc, B w, const int8_t* x) {
-    for (int r = 0; r < 16; ++r)
-      for (int c = 0; c < 4; ++c) acc[r] += (w.bytes[4 * r + c] - 128) * x[c];
+    for (int c = 0; c < 4; ++c) acc += ((I)((w.quads >> (8 * c)) & 255u) - 128) * static_cast<int32_t>(x[c]);
     return acc;
   }
   // Eight quads (32 columns) at once.
   SIMD_INLINE I dot_nibbles(const N (&w)[8], const int8_t* x) {
     I acc = zero_int();
     for (int q = 0; q < 8; ++q)
-      for (int r = 0; r < 16; ++r)
-        for (int c = 0; c < 4; ++c) acc[r] += ((w[q].bytes[4 * r + c] >> w[q].shift) & 15) * x[4 * q + c];
+      for (int c = 0; c < 4; ++c) acc += (I)((w[q].quads >> (8 * c)) & 255u) * static_cast<int32_t>(x[4 * q + c]);
     return acc;
+  }
+  // The same for T tokens whose activations lie 32 bytes apart; `dot_bytes` adds to what `d` holds.
+  template <int T>
+  SIMD_INLINE void dot_nibbles(const N (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t) d[t] = dot_nibbles(w, x + 32 * t);
+  }
+  template <int T>
+  SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t)
+      for (int q = 0; q < 8; ++q) d[t] = dot(d[t], w[q], x + 32 * t + 4 * q);
   }
 
  private:

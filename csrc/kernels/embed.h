@@ -31,11 +31,11 @@ SIMD_INLINE void embed_quantised(const Linear& table, int32_t id, float factor, 
         std::memcpy(scale, block + block_bytes(table) - 64, 64);
         break;
     }
-    const float s = scale[row] * factor, m = nibbles ? minimum[row] * factor : -128.0f * s;
+    const float s = scale[row] * factor, m = nibbles ? minimum[row] * factor : 0.0f;
     for (int i = 0; i < n; ++i) {
       const int quad = nibbles ? i / 4 % 4 : i / 4;
       const int byte = quads[64 * quad + 4 * row + i % 4];
-      const int level = !nibbles ? byte : i < 16 ? byte & 15 : byte >> 4;
+      const int level = !nibbles ? byte - 128 : i < 16 ? byte & 15 : byte >> 4;
       value[i] = s * static_cast<float>(level) + m;
     }
     std::memcpy(y + k, value, static_cast<size_t>(n) * 4);

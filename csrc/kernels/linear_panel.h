@@ -1,0 +1,147 @@
+// The input of a linear layer, copied to the order in which its kernel reads it. A panel holds a few dozen tokens (what fits the
+// second-level cache) as tiles of up to `S::kTile` tokens; within a tile all that one step of the kernel needs lies together, so
+// that its loads differ by constants and follow each other in memory.
+#pragma once
+#include "../activations.h"
+#include "../isa/simd.h"
+#include "../linear.h"
+
+namespace inferloom {
+
+constexpr int kPanelBytes = 512 * 1024;  // half of a second-level cache: weights and results pass through the rest
+constexpr int kPanelTokens = 256;
+
+enum class PanelKind {
+  NIBBLES,   // per group of 32: int8 [T][32], scales [T], scaled sums [T]
+  BYTES,     // per group of 32: int8 [T][32], scales [T], −bias × sums [T] (int32)
+  BYTES_128, // per group of 128: int8 [32 quads][T][4], scales [T], −bias × sums [T] (int32)
+  PAIRS,     // per step of 32 columns: bfloat16 [T][32]
+  FLOATS,    // per step of 16 columns: float [T][16]
+};
+
+inline constexpr PanelKind panel_kind(Layout layout, int group) {
+  switch (layout) {
+    case Layout::F32:
+    case Layout::F16: return PanelKind::FLOATS;
+    case Layout::BF16: return PanelKind::PAIRS;
+    case Layout::Q4_32: return PanelKind::NIBBLES;
+    case Layout::Q8_ROW: return group == 128 ? PanelKind::BYTES_128 : PanelKind::BYTES;
+    default: return PanelKind::BYTES;
+  }
+}
+
+// Tokens of a tile: kernels exist for these numbers, a tile of another one is completed with tokens of zeros.
+template <class S>
+SIMD_INLINE int tile_size(PanelKind kind, int tokens) {
+  if (kind == PanelKind::PAIRS || kind == PanelKind::FLOATS) return tokens;
+  return tokens <= 4 ? tokens : (tokens + 1) / 2 * 2;
+}
+
+template <class S>
+SIMD_INLINE int tile_limit(PanelKind kind) {
+  return kind == PanelKind::PAIRS || kind == PanelKind::FLOATS ? S::kRowTile : S::kTile;
+}
+
+struct Tile {
+  int first;     // of the panel's tokens
+  int count;     // tokens, at most `size`
+  int size;      // tokens that the kernel computes
+  size_t begin;  // bytes from the panel's beginning
+};
+
+// A view of one panel: walk it with `for (Tile t = panel.head(); t.count; t = panel.next(t))`.
+template <class S>
+struct Panel {
+  PanelKind kind;
+  int tokens;
+  int cols;       // of the weight: K
+  int steps;      // groups or steps along K
+  size_t token_bytes;
+  const uint8_t* data;
+
+  Tile tile_at(int first, size_t begin) const {
+    const int left = tokens - first;
+    if (left <= 0) return {first, 0, 0, begin};
+    const int limit = tile_limit<S>(kind), tiles = (left + limit - 1) / limit, count = (left + tiles - 1) / tiles;
+    return {first, count, tile_size<S>(kind, count), begin};
+  }
+  Tile head() const { return tile_at(0, 0); }
+  Tile next(const Tile& t) const { return tile_at(t.first + t.count, t.begin + static_cast<size_t>(t.size) * token_bytes); }
+};
+
+// The shape of a panel for this weight, without tokens or data.
+template <class S>
+SIMD_INLINE Panel<S> panel_shape(const Linear& w, const Activations& x) {
+  Panel<S> p{panel_kind(w.layout, x.group), 0, w.cols, 0, 0, nullptr};
+  const int k = w.cols;
+  switch (p.kind) {
+    case PanelKind::NIBBLES: p.steps = (k + 31) / 32; p.token_bytes = static_cast<size_t>(p.steps) * 40; break;
+    case PanelKind::BYTES: p.steps = (k + 31) / 32; p.token_bytes = static_cast<size_t>(p.steps) * 40; break;
+    case PanelKind::BYTES_128: p.steps = (k + 127) / 128; p.token_bytes = static_cast<size_t>(p.steps) * 136; break;
+    case PanelKind::PAIRS: p.steps = (k + 31) / 32; p.token_bytes = static_cast<size_t>(p.steps) * 64; break;
+    case PanelKind::FLOATS: p.steps = (k + 15) / 16; p.token_bytes = static_cast<size_t>(p.steps) * 64; break;
+  }
+  return p;
+}
+
+// The most tokens that a panel of `bytes` holds: whole tiles where there is room for one.
+template <class S>
+SIMD_INLINE int panel_capacity(const Panel<S>& shape, size_t bytes, int most) {
+  const size_t fit = bytes / shape.token_bytes;
+  const int limit = tile_limit<S>(shape.kind), n = fit < static_cast<size_t>(most) ? static_cast<int>(fit) : most;
+  if (n >= limit) return n / limit * limit;
+  return n > 4 ? n / 2 * 2 : n;
+}
+
+// A group of 32 columns of one token: bytes, scale and sum to their places in a tile of T.
+template <class S>
+SIMD_INLINE void fill_group(PanelKind kind, const Activations& x, int64_t row, int g, int t, int T, uint8_t* group) {
+  std::memcpy(group + 32 * t, x.q8 + row * x.stride + 32 * g, 32);
+  const int64_t at = row * x.groups() + (x.group == 32 ? g : g / 4);
+  int32_t sum = x.sum[at];
+  if (x.group != 32) {
+    const int8_t* q = x.q8 + row * x.stride + 32 * g;
+    sum = S::sum(S::add(S::load_int8(q), S::load_int8(q + 16)));
+  }
+  const float scale = x.scale[at], scaled_sum = scale * static_cast<float>(sum);
+  const int32_t start = -S::kByteBias * sum;
+  std::memcpy(group + 32 * T + 4 * t, &scale, 4);
+  std::memcpy(group + 36 * T + 4 * t, kind == PanelKind::NIBBLES ? static_cast<const void*>(&scaled_sum) : &start, 4);
+}
+
+template <class S>
+SIMD_INLINE void fill_group_128(const Activations& x, int64_t row, int g, int t, int T, uint8_t* group) {
+  const int8_t* q = x.q8 + row * x.stride + 128 * g;
+  for (int quad = 0; quad < 32; ++quad) std::memcpy(group + 4 * (quad * T + t), q + 4 * quad, 4);
+  const int64_t at = row * x.groups() + g;
+  const int32_t start = -S::kByteBias * x.sum[at];
+  std::memcpy(group + 128 * T + 4 * t, x.scale + at, 4);
+  std::memcpy(group + 132 * T + 4 * t, &start, 4);
+}
+
+// Rows [row, row + panel.tokens) of `x` to `data`.
+template <class S>
+void fill_panel(Panel<S>& panel, const Activations& x, int row, uint8_t* data) {
+  panel.data = data;
+  for (Tile tile = panel.head(); tile.count; tile = panel.next(tile)) {
+    const int T = tile.size;
+    const size_t step_bytes = panel.token_bytes / static_cast<size_t>(panel.steps) * static_cast<size_t>(T);
+    uint8_t* to = data + tile.begin;
+    if (tile.count < T) std::memset(to, 0, panel.token_bytes * static_cast<size_t>(T));
+    for (int t = 0; t < tile.count; ++t) {
+      const int64_t m = row + tile.first + t;
+      uint8_t* step = to;
+      for (int g = 0; g < panel.steps; ++g, step += step_bytes) {
+        switch (panel.kind) {
+          case PanelKind::NIBBLES:
+          case PanelKind::BYTES: fill_group<S>(panel.kind, x, m, g, t, T, step); break;
+          case PanelKind::BYTES_128: fill_group_128<S>(x, m, g, t, T, step); break;
+          case PanelKind::PAIRS: std::memcpy(step + 64 * t, x.bf16 + m * x.stride + 32 * g, 64); break;
+          case PanelKind::FLOATS: std::memcpy(step + 64 * t, x.f32 + m * x.stride + 16 * g, 64); break;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace inferloom

@@ -1,0 +1,161 @@
+// Products of quantised weights and int8 activations: 16 rows × T tokens at a time. Lanes are rows; a token's bytes are broadcast, four
+// columns at a time. The order of a sum depends on K alone: groups in turn.
+#pragma once
+#include "linear_panel.h"
+
+namespace inferloom {
+
+// Weights are asked for this far ahead: what memory needs to answer while a core works (measured: 4–6 KB are alike, less is slower).
+constexpr int kAhead = 5120;
+
+template <class S, int LINES>
+SIMD_INLINE void prefetch_lines(const uint8_t* p) {
+#pragma GCC unroll 16
+  for (int i = 0; i < LINES; ++i) S::prefetch(p + kAhead + 64 * i);
+}
+
+// Σ over groups of x_scale · (w_scale · Σ nibble · x + w_minimum · Σ x).
+template <class S, int T>
+void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out, int64_t out_stride) {
+  typename S::F acc[T];
+  for (int t = 0; t < T; ++t) acc[t] = S::zero();
+  for (int g = 0; g < groups; ++g, w += 320, panel += 40 * T) {
+    prefetch_lines<S, 5>(w);
+    typename S::N n[8];
+    for (int v = 0; v < 4; ++v) S::nibbles(w + 64 * v, n[v], n[v + 4]);
+    const auto scale = S::load_f16(reinterpret_cast<const uint16_t*>(w + 256));
+    const auto minimum = S::load_f16(reinterpret_cast<const uint16_t*>(w + 288));
+    const auto* x = reinterpret_cast<const int8_t*>(panel);
+    const auto* x_scale = reinterpret_cast<const float*>(panel + 32 * T);
+    const float* x_sum = x_scale + T;
+    constexpr int P = T > 1 && S::kByteDot ? 2 : 1;
+#pragma GCC unroll 16
+    for (int t = 0; t + P <= T; t += P) {
+      typename S::I d[P];
+      S::template dot_nibbles<P>(n, x + 32 * t, d);
+#pragma GCC unroll 2
+      for (int i = 0; i < P; ++i) {
+        acc[t + i] = S::fma(S::to_float(d[i]), S::mul(scale, S::set(x_scale[t + i])), acc[t + i]);
+        acc[t + i] = S::fma(minimum, S::set(x_sum[t + i]), acc[t + i]);
+      }
+    }
+    if constexpr (T % P != 0) {
+      typename S::I d[1];
+      S::template dot_nibbles<1>(n, x + 32 * (T - 1), d);
+      acc[T - 1] = S::fma(S::to_float(d[0]), S::mul(scale, S::set(x_scale[T - 1])), acc[T - 1]);
+      acc[T - 1] = S::fma(minimum, S::set(x_sum[T - 1]), acc[T - 1]);
+    }
+  }
+  for (int t = 0; t < T; ++t) S::store(out + t * out_stride, acc[t]);
+}
+
+// Σ over groups of x_scale · w_scale · Σ (byte − 128) · x. ROW: w_scale is one for the row.
+template <class S, int T, bool ROW>
+void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
+  typename S::F acc[T];
+  for (int t = 0; t < T; ++t) acc[t] = S::zero();
+  for (int g = 0; g < groups; ++g, panel += 40 * T) {
+    const uint8_t* quads = ROW ? w + 512 * static_cast<int64_t>(g) : w + g / 2 * 1088 + g % 2 * 512;
+    if constexpr (ROW)
+      prefetch_lines<S, 8>(quads);
+    else
+      prefetch_lines<S, 9>(quads);
+    typename S::B b[8];
+    for (int v = 0; v < 8; ++v) b[v] = S::bytes(quads + 64 * v);
+    const auto* x = reinterpret_cast<const int8_t*>(panel);
+    const auto* x_scale = reinterpret_cast<const float*>(panel + 32 * T);
+    const auto* start = reinterpret_cast<const int32_t*>(panel + 36 * T);
+    auto scale = S::zero();
+    if constexpr (!ROW) scale = S::load_f16(reinterpret_cast<const uint16_t*>(w + g / 2 * 1088 + 1024 + g % 2 * 32));
+    constexpr int P = T > 1 && S::kByteDot ? 2 : 1;
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t += P) {
+      if (P == 2 && t + 1 == T) break;
+      typename S::I d[P];
+#pragma GCC unroll 2
+      for (int i = 0; i < P; ++i) d[i] = S::set_int(start[t + i]);
+      S::template dot_bytes<P>(b, x + 32 * t, d);
+#pragma GCC unroll 2
+      for (int i = 0; i < P; ++i) {
+        const auto factor = ROW ? S::set(x_scale[t + i]) : S::mul(scale, S::set(x_scale[t + i]));
+        acc[t + i] = S::fma(S::to_float(d[i]), factor, acc[t + i]);
+      }
+    }
+    if constexpr (T % P != 0) {
+      typename S::I d[1] = {S::set_int(start[T - 1])};
+      S::template dot_bytes<1>(b, x + 32 * (T - 1), d);
+      const auto factor = ROW ? S::set(x_scale[T - 1]) : S::mul(scale, S::set(x_scale[T - 1]));
+      acc[T - 1] = S::fma(S::to_float(d[0]), factor, acc[T - 1]);
+    }
+  }
+  for (int t = 0; t < T; ++t) S::store(out + t * out_stride, ROW ? S::mul(acc[t], S::load(row_scale)) : acc[t]);
+}
+
+// The same for groups of 128 and one scale a row: one conversion and multiplication for 128 columns. The integers stay in
+// registers, the float sums in the output.
+template <class S, int T>
+void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
+  for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::zero());
+  for (int g = 0; g < groups; ++g, panel += 136 * T) {
+    const auto* x = reinterpret_cast<const int8_t*>(panel);
+    const auto* x_scale = reinterpret_cast<const float*>(panel + 128 * T);
+    const auto* start = reinterpret_cast<const int32_t*>(panel + 132 * T);
+    typename S::I d[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) d[t] = S::set_int(start[t]);
+    for (int q = 0; q < 32; ++q, w += 64, x += 4 * T) {
+      S::prefetch(w + kAhead);
+      const auto b = S::bytes(w);
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) d[t] = S::dot(d[t], b, x + 4 * t);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      float* y = out + t * out_stride;
+      S::store(y, S::fma(S::to_float(d[t]), S::set(x_scale[t]), S::load(y)));
+    }
+  }
+  for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::mul(S::load(out + t * out_stride), S::load(row_scale)));
+}
+
+template <class S, int T>
+void quantised_tile(const Linear& w, const uint8_t* block, const Panel<S>& panel, const uint8_t* x, float* out, int64_t out_stride) {
+  const auto* row_scale = reinterpret_cast<const float*>(block + block_bytes(w) - 64);
+  if (panel.kind == PanelKind::NIBBLES)
+    nibbles_tile<S, T>(block, panel.steps, x, out, out_stride);
+  else if (panel.kind == PanelKind::BYTES_128)
+    bytes_128_tile<S, T>(block, panel.steps, x, row_scale, out, out_stride);
+  else if (w.layout == Layout::Q8_ROW)
+    bytes_tile<S, T, true>(block, panel.steps, x, row_scale, out, out_stride);
+  else
+    bytes_tile<S, T, false>(block, panel.steps, x, nullptr, out, out_stride);
+}
+
+// Rows of one block times every token of the panel: out[token * out_stride + row]. A tile writes `size` tokens.
+template <class S>
+void quantised_product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride) {
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(block) * block_bytes(w);
+  for (Tile tile = panel.head(); tile.count; tile = panel.next(tile)) {
+    const uint8_t* x = panel.data + tile.begin;
+    float* y = out + tile.first * out_stride;
+    switch (tile.size) {
+      case 1: quantised_tile<S, 1>(w, data, panel, x, y, out_stride); break;
+      case 2: quantised_tile<S, 2>(w, data, panel, x, y, out_stride); break;
+      case 3: quantised_tile<S, 3>(w, data, panel, x, y, out_stride); break;
+      case 4: quantised_tile<S, 4>(w, data, panel, x, y, out_stride); break;
+      default:
+        if constexpr (S::kTile > 4) {
+          switch (tile.size) {
+            case 6: quantised_tile<S, 6>(w, data, panel, x, y, out_stride); break;
+            case 8: quantised_tile<S, 8>(w, data, panel, x, y, out_stride); break;
+            case 10: quantised_tile<S, 10>(w, data, panel, x, y, out_stride); break;
+            case 12: quantised_tile<S, 12>(w, data, panel, x, y, out_stride); break;
+            case 14: quantised_tile<S, 14>(w, data, panel, x, y, out_stride); break;
+            case 16: quantised_tile<S, 16>(w, data, panel, x, y, out_stride); break;
+          }
+        }
+    }
+  }
+}
+
+}  // namespace inferloom

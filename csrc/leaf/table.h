@@ -1,0 +1,27 @@
+// The table of one instruction set: every operator over its `Simd`. Included by the leaf files alone. These and all they include use
+// neither containers nor algorithms of the standard library: an inline function compiled for a wide processor must not be the copy
+// that the linker keeps for everyone.
+#pragma once
+#include "../kernels/attention.h"
+#include "../kernels/convert.h"
+#include "../kernels/embed.h"
+#include "../kernels/gated.h"
+#include "../kernels/heads.h"
+#include "../kernels/linear_layer.h"
+#if __has_include("../kernels/norm.h")
+#include "../kernels/norm.h"
+#define NORMS &norm<S>, &norm_rows<S>
+#else
+#define NORMS nullptr, nullptr
+#endif
+#include "../kernels/soft_cap.h"
+#include "tables.h"
+
+namespace inferloom {
+
+template <class S>
+constexpr Operators make_table(const char* name) {
+  return {name, &linear<S>, &gated<S>, NORMS, &convert<S>, &embed<S>, &heads<S>, &attend<S>, &merge<S>, &soft_cap<S>};
+}
+
+}  // namespace inferloom
