@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, field
 
 from bandwidth import Bandwidth
@@ -17,24 +16,32 @@ class Result:
     row: Row
     ours: str | None
     peers: list[str]
-    bandwidths: list[Bandwidth] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
+    shares: list[float] = field(
+        default_factory=list
+    )  # of the memory's bandwidth, that our reading of weights took
 
     @property
     def names(self) -> list[str]:
         return [*([self.ours] if self.ours else []), *self.peers]
 
-    def add(self, name: str, value: float) -> None:
-        """One more repeat; all contenders' repeats come in step, so that those of one number are a pair."""
+    def add(self, name: str, value: float, bandwidth: Bandwidth | None = None) -> None:
+        """One more repeat, of all contenders in step, so that those of one number are a pair. `bandwidth`: the memory's,
+        measured beside it."""
         self.values.setdefault(name, []).append(value)
+        if bandwidth is not None and self.row.weights is not None:
+            self.shares.append(value * self.row.weights() / 1e9 / bandwidth.median)
 
     def text(self) -> str:
         lines = [f"### {self.row.name}", "", self._table(), ""]
         lines.append(f"{self.row.name}: {self._outcome()}")
-        if self.bandwidths:
-            lines.append(f"memory, before and after: {'; '.join(map(str, self.bandwidths))}")
-        return "\n".join([*lines, *self._share(), *self.notes])
+        if self.shares:
+            percent = Figures([share * 100 for share in self.shares]).text()
+            lines.append(
+                f"of the memory's bandwidth, {percent} % read weights for us; goal {BANDWIDTH_SHARE:.0%}"
+            )
+        return "\n".join([*lines, *self.notes])
 
     def _table(self) -> str:
         unit = "tok/s" if self.row.is_ratio else "s"
@@ -62,15 +69,6 @@ class Result:
             best = max(self.peers, key=lambda name: Figures(self.values[name]).median)
             found, unit, digits, beside = self._ratio(best), "×", 2, f" {best}"
         return f"{found.text(digits)} {unit}{beside}; floor {floor:g}, goal {goal:g}: {verdict(found, floor, goal)}"
-
-    def _share(self) -> list[str]:
-        if self.row.weights is None or self.ours is None or not self.bandwidths:
-            return []
-        read = Figures(self.values[self.ours]).median * self.row.weights() / 1e9
-        given = statistics.mean(found.median for found in self.bandwidths)
-        return [
-            f"we read {read:.1f} GB/s of weights: {read / given:.0%} of the memory's (goal {BANDWIDTH_SHARE:.0%})"
-        ]
 
 
 def verdict(found: Figures, floor: float, goal: float) -> str:

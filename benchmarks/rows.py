@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peers import conversions, llamacpp, own, vllm
+from peers import conversions, llamacpp, openvino, own, vllm
 from peers.contender import Contender, HttpContender, Prompts
 from peers.pool import Start
 
 VOCABULARY = range(300, 49000)  # ids that both checkpoints have, none of them special
-DECODE_PROMPT, DECODE_TOKENS = 32, 128
+DECODE_PROMPT, DECODE_TOKENS = 32, 64
 PREFILL = 512
 USERS, USER_PROMPT, USER_TOKENS = 16, 128, 64
 RELOAD_PROMPT = 32
@@ -48,6 +48,11 @@ def reload(contender: Contender, draw: random.Random) -> float:
 MEASURES: dict[str, Measure] = {"decode": decode, "prefill": prefill, "users16": users16, "reload": reload}
 
 
+# The memory's bandwidth changes every few seconds on a shared machine: short turns and many of them let both sides of a
+# pair meet the same.
+REPEATS = {"decode": 15, "prefill": 11, "users16": 5, "reload": 11}
+
+
 @dataclass(frozen=True)
 class Row:
     """One cell of the table. A ratio to the best peer where there are peers, otherwise seconds."""
@@ -58,6 +63,7 @@ class Row:
     peers: tuple[Start, ...]
     floor: float
     goal: float
+    repeats: int
     weights: Callable[[], int] | None = field(
         default=None
     )  # bytes read per step, where their share is a goal too
@@ -106,22 +112,25 @@ def row(name: str) -> Row:
         peers=() if kind == "reload" else _peers(model, kind),
         floor=floor,
         goal=goal,
+        repeats=REPEATS[kind],
         weights=_bf16_bytes if name == "bf16-decode" else None,
     )
 
 
 def _peers(model: str, kind: str) -> tuple[Start, ...]:
-    """The best peers of a cell; two where earlier runs had them close together. vLLM's W8A8 is its fastest way on a CPU,
+    """The best peers of a cell; several where earlier runs had them close together. vLLM's W8A8 is its fastest way on a CPU,
     faster than its 4-bit weights."""
     if model == "smollm2":
         return (Start(llama_server, model),)
     weights = "bf16" if model == "bf16" else "W8A8"
-    if kind == "users16":
-        return (Start(vllm_server, weights),)
-    if kind == "prefill":
-        return (Start(_vllm, weights),)
-    llama = Start(_llama, model)
-    return (llama,) if model == "int4" else (llama, Start(_vllm, weights))
+    candidates = {
+        "decode": (Start(_llama, model),)
+        if model == "int4"
+        else (Start(_llama, model), Start(_vllm, weights)),
+        "prefill": (Start(_vllm, weights),),
+        "users16": (Start(vllm_server, weights),),
+    }
+    return candidates[kind] + ((Start(_openvino, "fp16"),) if model == "bf16" else ())
 
 
 def own_server(model: str) -> Contender:
@@ -152,6 +161,10 @@ def vllm_server(weights: str) -> Contender:
 
 def _vllm(weights: str) -> Contender:
     return vllm.in_process(_vllm_folder(weights), weights)
+
+
+def _openvino(weights: str) -> Contender:
+    return openvino.in_process(conversions.openvino_folder(), weights)
 
 
 def _vllm_folder(weights: str) -> Path:

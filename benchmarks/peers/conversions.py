@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peers.environments import PEERS
+from peers.environments import PEERS, environment
 
 CHECKPOINTS = PEERS / "checkpoints"
 SHAPE = "qwen3-0.6b-shape"
@@ -76,6 +77,20 @@ def w8a8_folder() -> Path:
     return folder
 
 
+def openvino_folder() -> Path:
+    """The checkpoint as OpenVINO's own format with fp16 weights, which optimum-intel writes in two minutes."""
+    folder = CHECKPOINTS / f"{SHAPE}-openvino-fp16"
+    if not (folder / "openvino_model.bin").exists():
+        tool = environment("openvino-conversion", _OPTIMUM, without=["torchvision"]) / "optimum-cli"
+        _say(f"writing {folder.name}")
+        partial = folder.with_suffix(".partial")
+        command = [tool, "export", "openvino", "--model", checkpoint(), "--task", "text-generation-with-past"]
+        subprocess.run([*command, "--weight-format", "fp16", partial], check=True, stdout=sys.stderr)
+        partial.rename(folder)
+    return folder
+
+
+_OPTIMUM = ["torch==2.13.0", "optimum-intel[openvino]==2.2.0", "nncf"]
 _W8A8 = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
