@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from inferloom.engine.draft_model import ModelSpeculator
 from inferloom.engine.forward_pass import ForwardPass, ScoredSpan
 from inferloom.engine.grammar import Compiler, GrammarError, Masker, Matcher
 from inferloom.engine.messages import Generate, Rejected, SequenceStep, Stats
@@ -18,7 +19,7 @@ from inferloom.engine.prefix_cache import PrefixCache
 from inferloom.engine.sampler import Sampled, logprobs, sample
 from inferloom.engine.scheduler import Plan, Scheduler
 from inferloom.engine.sequence import Request, Sequence
-from inferloom.engine.speculator import Speculator
+from inferloom.engine.speculator import LookupSpeculator, Speculator
 from inferloom.engine.turns import Turn, mask_of
 from inferloom.engine.validation import refusal
 from inferloom.models.batch import PAGE_SIZE, Executor
@@ -50,6 +51,7 @@ class Engine:
         batch_policy: PolicyName = "adaptive",
         prefix_cache: bool = True,
         speculative_tokens: int = 8,
+        draft: Executor | None = None,
         tokenizer_json: str | None = None,
         eos_token_ids: Iterable[int] = (),
         wake: Callable[[], None] = lambda: None,
@@ -58,8 +60,8 @@ class Engine:
         """Allocates `pages` pages of KV (raises `OutOfMemory`).
 
         `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the
-        attribute. `speculative_tokens`: the longest draft that a sequence's own text may suggest; 0: none, answers are
-        the same. `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the
+        attribute. `speculative_tokens`: the longest draft, from a sequence's own text or by the model `draft` (a vocabulary
+        like the executor's); 0: none, answers are the same. `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the
         model's end tokens, with which a grammar ends; other requests bring theirs in `stop_token_ids`.
         """
         executor.allocate_kv(pages)
@@ -79,7 +81,13 @@ class Engine:
             page_size=PAGE_SIZE,
         )
         self._max_batch_tokens = max_batch_tokens
-        self._speculator = Speculator(most=speculative_tokens) if speculative_tokens > 0 else None
+        self._speculator: Speculator | None = None
+        if speculative_tokens > 0 and draft is not None:
+            self._speculator = ModelSpeculator(
+                draft, pages=pages, vocab_size=executor.vocab_size, most=speculative_tokens, clock=clock
+            )
+        elif speculative_tokens > 0:
+            self._speculator = LookupSpeculator(most=speculative_tokens)
         ends = frozenset(eos_token_ids)
         self._masker = Masker(executor.vocab_size)
         self._compiler = (
@@ -205,12 +213,12 @@ class Engine:
         plan = self._scheduler.schedule()
         if not plan.chunks:
             return steps
-        started = self._clock()
+        decoding = sum(count == 1 for _, count in plan.chunks)
         for source, target in plan.copies:
             self._executor.copy_page(source, target)
-        decoding = sum(count == 1 for _, count in plan.chunks)
-        if self._speculator is not None and decoding == len(plan.chunks):
-            self._speculate(self._speculator, [sequence for sequence, _ in plan.chunks])
+        if self._speculator is not None:
+            self._speculate(self._speculator, plan, decoding=decoding)
+        started = self._clock()
         assembled = ForwardPass.of(plan.chunks)
         logits = self._executor.forward(assembled.batch)
         self._account(plan)
@@ -227,12 +235,17 @@ class Engine:
             self._speculator.observe(len(assembled.batch.token_ids), seconds)
         return steps
 
-    def _speculate(self, speculator: Speculator, sequences: list[Sequence]) -> None:
+    def _speculate(self, speculator: Speculator, plan: Plan, *, decoding: int) -> None:
         """Drafts for a step that only decodes: beside a prompt's rows they would not pay for theirs."""
+        for source, target in plan.copies:
+            speculator.copy_page(source, target)
+        if decoding < len(plan.chunks):
+            speculator.follow(plan.chunks)
+            return
         speculator.propose(
-            [sequence for sequence in sequences if sequence.request.forked],
-            rows=len(sequences),
-            room=self._max_batch_tokens - len(sequences),
+            [sequence for sequence, _ in plan.chunks if sequence.request.forked],
+            rows=decoding,
+            room=self._max_batch_tokens - decoding,
             reserve=self._scheduler.reserve,
         )
 

@@ -72,7 +72,8 @@ class Scheduler:
             return
         for page in parent.pages:
             self._pool.share(page)
-        child.pages, child.keys, child.computed = list(parent.pages), list(parent.keys), parent.computed
+        child.pages, child.keys = list(parent.pages), list(parent.keys)
+        child.computed, child.followed = parent.computed, parent.followed
         insort(self.running, child, key=_rank)
 
     # --- one step ---------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ class Scheduler:
         ):
             self._release(sequence)
             return False
-        sequence.computed = len(sequence.pages) * self._page_size
+        sequence.computed = sequence.followed = len(sequence.pages) * self._page_size
         sequence.pages.extend(self._pool.allocate() for _ in range(wanted))
         return True
 
@@ -192,4 +193,4 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.release_all(sequence.pages)
-        sequence.pages, sequence.computed = [], 0
+        sequence.pages, sequence.computed, sequence.followed = [], 0, 0

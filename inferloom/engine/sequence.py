@@ -53,6 +53,7 @@ class Sequence:
     draft: list[int] = field(
         default_factory=list
     )  # tokens to verify in the step under way; empty between steps
+    followed: int = 0  # tokens whose keys and values the draft model has
     foresight: Foresight | None = None  # the speculator's, from the first decode on
 
     @property

@@ -38,12 +38,27 @@ class Acceptance:
         self.chance = self._held / self._tried
 
 
+class Average:
+    """A moving average of seconds; 0 before the first. A pause of the machine counts as twice the usual at most."""
+
+    __slots__ = ("_count", "value")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.value = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._count = min(self._count + 1, 10)
+        if self._count > 1:
+            seconds = min(seconds, 2 * self.value)
+        self.value += (seconds - self.value) / self._count
+
+
 class StepCosts:
     """Seconds of a step by its number of rows: moving averages, interpolated between the measured numbers."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._count: dict[int, int] = {}
+        self._averages: dict[int, Average] = {}
         self._last: dict[int, int] = {}
         self._steps = 0
         self._rows: list[int] = []  # measured ones, ascending
@@ -52,12 +67,9 @@ class StepCosts:
         """A step that computed `rows` rows, none of them a prompt's, took so long."""
         self._steps += 1
         size = _size(rows)
-        known = self._seconds.get(size)
-        count = self._count[size] = min(self._count.get(size, 0) + 1, 10)
-        if known is None:
-            self._seconds[size] = seconds
-        else:  # a pause of the machine counts as twice the usual time at most
-            self._seconds[size] = known + (min(seconds, 2 * known) - known) / count
+        known = self._averages.get(size)
+        average = known if known is not None else self._averages.setdefault(size, Average())
+        average.observe(seconds)
         self._last[size] = self._steps
         if known is None or self._steps % 64 == 0:
             self._forget()
@@ -69,25 +81,26 @@ class StepCosts:
             return 0.0
         place = bisect_left(known, size)
         if place < len(known) and known[place] == size:
-            return self._seconds[size]
+            return self._averages[size].value
         if 0 < place < len(known):
             low, high = known[place - 1], known[place]
             share = (size - low) / (high - low)
-            return self._seconds[low] * (1 - share) + self._seconds[high] * share
+            return self._averages[low].value * (1 - share) + self._averages[high].value * share
         if place == 0:
             nearest = known[0]
-            return self._seconds[nearest] / (1 + FIRST_SLOPE * (nearest - size))
+            return self._averages[nearest].value / (1 + FIRST_SLOPE * (nearest - size))
         last = known[-1]
-        slope = FIRST_SLOPE * self._seconds[last]
+        most = self._averages[last].value
+        slope = FIRST_SLOPE * most
         if len(known) > 1:
             before = known[-2]
-            slope = max(0.0, (self._seconds[last] - self._seconds[before]) / (last - before))
-        return self._seconds[last] + slope * (size - last)
+            slope = max(0.0, (most - self._averages[before].value) / (last - before))
+        return most + slope * (size - last)
 
     def _forget(self) -> None:
         for size in [s for s, step in self._last.items() if self._steps - step > FRESH]:
-            del self._seconds[size], self._count[size], self._last[size]
-        self._rows = sorted(self._seconds)
+            del self._averages[size], self._last[size]
+        self._rows = sorted(self._averages)
 
 
 def draft_lengths(
@@ -129,6 +142,25 @@ def draft_lengths(
         heapreplace(heap, (gain * chances[i] if lengths[i] < limits[i] else 0.0, i))
         if heap[0][0] >= 0.0:
             break
+    return best
+
+
+def common_length(
+    chances: Sequence[float], *, most: int, rows: int, seconds: Callable[[int], float], drafting: float
+) -> int:
+    """How many tokens a draft model should draft for each of its sequences, up to `most`; 0 where it does not pay.
+
+    Arguments as of `draft_lengths`; `drafting`: seconds of one round of the draft model, a token for all of them.
+    """
+    alone = seconds(rows)
+    best, rate = 0, MARGIN * rows / alone if alone > 0 else 0.0
+    tokens, gains = float(rows), [1.0] * len(chances)
+    for length in range(1, most + 1):
+        gains = [gain * chance for gain, chance in zip(gains, chances, strict=True)]
+        tokens += sum(gains)
+        cost = seconds(rows + length * len(chances)) + length * drafting
+        if cost <= 0 or tokens / cost > rate:
+            best, rate = length, tokens / cost if cost > 0 else 0.0
     return best
 
 

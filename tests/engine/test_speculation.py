@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferloom.engine.speculation import FRESH, Acceptance, StepCosts, draft_lengths
+from inferloom.engine.speculation import FRESH, Acceptance, StepCosts, common_length, draft_lengths
 
 
 def flat(rows: int) -> float:
@@ -40,6 +40,21 @@ def blocks_of_four(rows: int) -> float:
 )
 def test_rows_go_where_they_bring_most(chances, limits, rows, room, seconds, expected) -> None:  # type: ignore[no-untyped-def]
     assert draft_lengths(chances, limits, rows=rows, room=room, seconds=seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("chances", "most", "seconds", "drafting", "expected"),
+    [
+        ([0.9], 8, flat, 0.0, 8),
+        ([0.7], 8, flat, 0.2, 3),  # (1 + 0.7 + 0.49 + 0.343) / 1.6 is the most per second
+        ([0.3], 8, flat, 0.5, 0),  # a round costs more than it brings
+        ([0.9, 0.9], 0, flat, 0.0, 0),
+        ([0.9] * 8, 4, steep, 0.1, 0),
+    ],
+)
+def test_a_draft_model_drafts_as_long_as_a_round_pays(chances, most, seconds, drafting, expected) -> None:  # type: ignore[no-untyped-def]
+    rows = len(chances)
+    assert common_length(chances, most=most, rows=rows, seconds=seconds, drafting=drafting) == expected
 
 
 def test_acceptance_begins_with_the_prior_and_follows_what_happens() -> None:
