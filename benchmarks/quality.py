@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from checkpoints import PEERS
 from figures import machine, table
+from peers.environments import PEERS
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from peers.contender import Contender
@@ -39,19 +39,18 @@ class Pool:
         try:
             contender = start.make(start.which)
             note(f"starting {contender.name}")
-            with self.quiet():
-                contender.__enter__()
+            with self.quiet(), ExitStack() as stack:
+                stack.enter_context(contender)
+                contender.complete([[1000] * 16], 4)
+                if contender.spins():
+                    self._spinning.add(contender.name)
+                    note(f"{contender.name} spins while nothing is asked: stopped while others are timed")
+                stack.pop_all()  # it goes on running
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             note(f"not compared: {error}")
             return None
-        self._running[start] = contender
         note(f"{contender.name} answers after {contender.load_seconds:.1f} s")
-        with self.quiet():
-            contender.complete([[1000] * 16], 4)
-            spins = contender.spins()
-        if spins:
-            self._spinning.add(contender.name)
-            note(f"{contender.name} spins while nothing is asked: stopped while others are timed")
+        self._running[start] = contender
         return contender
 
     def keep_only(self, wanted: Collection[Start]) -> None:
