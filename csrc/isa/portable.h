@@ -183,6 +183,7 @@ struct Simd {
   // Eight quads (32 columns) at once.
   SIMD_INLINE I dot_nibbles(const N (&w)[8], const int8_t* x) {
     I acc = zero_int();
+#pragma GCC unroll 1
     for (int q = 0; q < 8; ++q)
       for (int c = 0; c < 4; ++c) acc += (I)((w[q].quads >> (8 * c)) & 255u) * static_cast<int32_t>(x[4 * q + c]);
     return acc;
@@ -195,6 +196,7 @@ struct Simd {
   template <int T>
   SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {
     for (int t = 0; t < T; ++t)
+#pragma GCC unroll 1
       for (int q = 0; q < 8; ++q) d[t] = dot(d[t], w[q], x + 32 * t + 4 * q);
   }
 

@@ -8,12 +8,7 @@
 #include "../kernels/gated.h"
 #include "../kernels/heads.h"
 #include "../kernels/linear_layer.h"
-#if __has_include("../kernels/norm.h")
 #include "../kernels/norm.h"
-#define NORMS &norm<S>, &norm_rows<S>
-#else
-#define NORMS nullptr, nullptr
-#endif
 #include "../kernels/soft_cap.h"
 #include "tables.h"
 
@@ -21,7 +16,8 @@ namespace inferloom {
 
 template <class S>
 constexpr Operators make_table(const char* name) {
-  return {name, &linear<S>, &gated<S>, NORMS, &convert<S>, &embed<S>, &heads<S>, &attend<S>, &merge<S>, &soft_cap<S>};
+  return {name,      &linear<S>, &gated<S>, &norm<S>,   &norm_rows<S>, &convert<S>,
+          &embed<S>, &heads<S>,  &attend<S>, &merge<S>, &soft_cap<S>};
 }
 
 }  // namespace inferloom
