@@ -226,6 +226,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kv_bytes: int = 0
     kv_pages: int = 0
     page_size: int = 0
+    executor: str = ""  # "native (avx512_vnni_bf16)", or "reference (torch): " and why
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 
 import torch
 
-from inferloom.errors import OutOfMemory
 from inferloom.formats.layouts import PackedTensor
 from inferloom.kernels.base import HeadShape, Kernels
 from inferloom.kernels.plan import PAGE_SIZE, Planner
 from inferloom.models.batch import Executor, RaggedBatch
+from inferloom.models.kv_memory import no_room, zeroed
 from inferloom.models.linears import LinearLike
 from inferloom.models.mlp import MLP, Mixture
 from inferloom.models.norms import Norm, normed
@@ -97,19 +96,10 @@ class Decoder(Executor):
     def allocate_kv(self, pages: int) -> None:
         spec = self.spec
         shape = (spec.layers, pages, 2, spec.kv_heads, PAGE_SIZE, spec.head_dim)
-        wanted = pages * self.kv_bytes_per_page
         try:
-            if self.device.type == "cpu":
-                # Anonymous pages of the kernel: zero without being written, resident only once used.
-                block = mmap.mmap(-1, wanted)
-                pool = torch.frombuffer(block, dtype=self._dtype).view(shape)
-            else:
-                pool = torch.zeros(shape, dtype=self._dtype, device=self.device)
+            pool = zeroed(shape, dtype=self._dtype, device=self.device)
         except (OSError, RuntimeError, OverflowError) as error:
-            raise OutOfMemory(
-                f"{pages} KV pages of {self.kv_bytes_per_page:,} bytes ({wanted / 2**30:.2f} GiB) could not be allocated "
-                f"on {self.device}; lower max_model_len, max_batch_size or gpu_mem_utilization"
-            ) from error
+            raise no_room(pages, self.kv_bytes_per_page, self.device) from error
         self._pools = list(pool)
 
     def copy_page(self, source: int, target: int) -> None:

@@ -16,7 +16,8 @@ from inferloom.models.config_json import architecture_of
 from inferloom.models.decoder import Decoder
 from inferloom.models.decoder_weights import read_decoder
 from inferloom.models.encoder import Encoder, EncoderSpec
-from inferloom.models.families import DECODER_FAMILIES, ENCODER_FAMILIES, unknown_architecture
+from inferloom.models.fallback import load_fallback
+from inferloom.models.families import DECODER_FAMILIES, ENCODER_FAMILIES
 from inferloom.models.json_files import read_json
 from inferloom.models.pooling import Pooling
 from inferloom.models.spec import DecoderSpec
@@ -46,22 +47,63 @@ def load(
     place = _device(device)
     config = read_json(Path(checkpoint.folder) / "config.json")
     architecture = architecture_of(config)
-    if architecture in DECODER_FAMILIES:
-        return _load_decoder(checkpoint, config, dtype, activation_dtype, place, max_model_len)
     if architecture in ENCODER_FAMILIES:
         return _load_encoder(checkpoint, config, dtype, place, max_model_len)
-    raise unknown_architecture(architecture)
+    why = f"this engine has no decoder of its own for {architecture}"
+    if architecture in DECODER_FAMILIES:
+        try:
+            spec = DecoderSpec.from_config(config)
+        except Unsupported as error:  # an option of a known family: transformers may know it
+            why = error.message
+        else:
+            return _load_decoder(spec, checkpoint, dtype, activation_dtype, place, max_model_len)
+    if config.get("quantization_config"):
+        raise Unsupported("this quantised checkpoint", why)
+    return _load_fallback(architecture, checkpoint, dtype, activation_dtype, place, max_model_len, why=why)
+
+
+def _load_fallback(
+    architecture: str,
+    checkpoint: Checkpoint,
+    dtype: str,
+    activation_dtype: str,
+    device: torch.device,
+    max_model_len: int | None,
+    *,
+    why: str,
+) -> Executor:
+    card = ModelCard(
+        kind="generate",
+        architecture=architecture,
+        parameters=0,
+        format=checkpoint.format,
+        dtype=activation_dtype,
+        max_model_len=max_model_len or 0,
+        vocab_size=0,
+        has_chat_template=_has_chat_template(checkpoint),
+        page_size=PAGE_SIZE,
+    )
+    return load_fallback(
+        checkpoint,
+        architecture,
+        stored=None if dtype == "auto" else _dtype(dtype, "dtype"),
+        dtype=_dtype(activation_dtype, "activation_dtype"),
+        device=device,
+        card=card,
+        why=why,
+    )
 
 
 def _load_decoder(
+    spec: DecoderSpec,
     checkpoint: Checkpoint,
-    config: dict[str, Any],
     dtype: str,
     activation_dtype: str,
     device: torch.device,
     max_model_len: int | None,
 ) -> Executor:
-    spec = DecoderSpec.from_config(config)
+    length = _length(max_model_len, spec.max_positions)
+    spec = spec.for_context(length)
     compute = _dtype(activation_dtype, "activation_dtype")
     kernels = ReferenceKernels()
     reader = TensorReader(
@@ -77,7 +119,7 @@ def _load_decoder(
         parameters=reader.parameters,
         format=checkpoint.format,
         dtype=activation_dtype,
-        max_model_len=_length(max_model_len, spec.max_positions),
+        max_model_len=length,
         vocab_size=spec.vocab_size,
         has_chat_template=_has_chat_template(checkpoint),
         weight_bytes=reader.weight_bytes,

@@ -171,9 +171,9 @@ def test_an_unreadable_config_is_named(content: str | None, words: str, tmp_path
 def test_an_unknown_architecture_is_refused_with_what_is_known(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, "llama")
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["MambaForCausalLM"]}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["OracleForCausalLM"]}))
     with pytest.raises(
         Unsupported,
-        match=r"MambaForCausalLM is not supported: this engine runs LlamaForCausalLM, .*BertModel",
+        match=r"OracleForCausalLM is not supported: this engine runs LlamaForCausalLM, .*BertModel",
     ):
         load(checkpoint)

@@ -57,4 +57,7 @@ def spec_of(config: dict[str, Any]) -> DecoderSpec:
 def unknown_architecture(name: str) -> Unsupported:
     """The error that names what this engine runs."""
     known = ", ".join((*DECODER_FAMILIES, *ENCODER_FAMILIES))
-    return Unsupported(f"the architecture {name}", f"this engine runs {known}")
+    return Unsupported(
+        f"the architecture {name}",
+        f"this engine runs {known}, and what transformers has as a causal language model",
+    )
