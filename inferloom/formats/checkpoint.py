@@ -9,7 +9,8 @@ import msgspec
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Paths are absolute. `folder` holds config.json, tokenizer.json and their kin in Hugging Face's layout
-    (for a GGUF: the converted copy in the cache); `weights` are the safetensors files to map."""
+    (for a GGUF: the converted copy in the cache); `weights` are the safetensors files to map, quantised or packed ones from
+    the cache."""
 
     source: str  # as the operator wrote it
     name: str  # what the model is called where no name is given: short name, repository, file or folder name
@@ -17,3 +18,5 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     weights: tuple[str, ...]
     format: Literal["safetensors", "gguf", "pytorch"]  # of the original
     tokenizer_folder: str | None = None  # where the tokenizer comes from elsewhere (`tok_model_id`)
+    # How the weights were packed: int8 or int4 by us, awq or gptq by who made the checkpoint, and both as `awq+int8`.
+    quantization: str = "none"

@@ -72,12 +72,24 @@ def folder_of(kind: str, key: str) -> Path:
     return cache_dir() / kind / key
 
 
+def manifest_of(folder: Path) -> Manifest | None:
+    """What the entry says of itself; None where there is none."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
 def is_whole(folder: Path, version: int) -> bool:
     """Whether the entry is complete and of that version."""
+    manifest = manifest_of(folder)
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-        return manifest.version == version and (folder / WEIGHTS).stat().st_size == manifest.weight_bytes
-    except (OSError, msgspec.MsgspecError):
+        return (
+            manifest is not None
+            and manifest.version == version
+            and (folder / WEIGHTS).stat().st_size == manifest.weight_bytes
+        )
+    except OSError:
         return False
 
 

@@ -22,7 +22,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat, LoadFailed
-from inferloom.formats.interleaving import GROUP, Layout, interleave_q4_32, interleave_q8_32
+from inferloom.formats.interleaving import interleave_q4_32, interleave_q8_32
+from inferloom.formats.layout import GROUP, Layout
 from inferloom.formats.quantiser import pack_q8_32
 
 Bytes = NDArray[np.uint8]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats import gguf_blocks
 from inferloom.formats.gguf_file import GgufFile, TensorInfo
-from inferloom.formats.interleaving import ROWS
+from inferloom.formats.layout import ROWS
 from inferloom.formats.packed_file import Stored
 from inferloom.formats.threads import each
 

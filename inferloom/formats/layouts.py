@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
 from inferloom.formats.bfloat16 import to_bf16
-from inferloom.formats.interleaving import ROWS, Layout, block_bytes, packed_bytes, padded, values_of
+from inferloom.formats.interleaving import values_of
+from inferloom.formats.layout import ROWS, Layout, block_bytes, packed_bytes, padded
 from inferloom.formats.threads import each
 
 __all__ = ["Layout", "PackedTensor", "dequantise"]

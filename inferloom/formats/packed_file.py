@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from inferloom.errors import InvalidFormat
-from inferloom.formats.interleaving import Layout, packed_bytes
+from inferloom.formats.layout import Layout, packed_bytes
 from inferloom.formats.safetensors_file import ITEM_SIZES, Header, SafetensorsWriter
 
 LAYOUTS = "inferloom.layouts"

@@ -1,12 +1,13 @@
 """From a source to a checkpoint that a worker can map: `locate` looks, `prepare` fetches, checks and converts.
 
-`python -m inferloom.formats.prepare SOURCE [--tokenizer T]` is the same as a process of its own: JSON lines with the
-progress, at last the checkpoint or the error. The gateway uses it, so that no conversion runs inside of it.
+`python -m inferloom.formats.prepare SOURCE [--tokenizer T] [--quantization Q]` is the same as a process of its own: JSON
+lines with the progress, at last the checkpoint or the error. The gateway uses it, so that no conversion runs inside of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 
 from inferloom.errors import InferloomError, LoadFailed, SourceError
-from inferloom.formats import folders, gguf_cache
+from inferloom.formats import folders, gguf_cache, packed_cache
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.sources import hub, hub_cache, packages
 from inferloom.sources.hub_files import Need
@@ -29,21 +30,20 @@ Progress = Callable[[LoadProgress], None]
 
 
 def locate(source: str, *, tokenizer: str | None = None, quantization: str = "none") -> Checkpoint | None:
-    """The checkpoint of `source` if everything is on this machine and ready to be mapped; None if it must be fetched
-    or converted first. Looks at files only, a few milliseconds.
+    """The checkpoint of `source` if everything is on this machine and ready to be mapped; None if it must be fetched,
+    converted or packed first. Looks at files only, a few milliseconds.
 
     Raises `SourceError` (`SourceNotFound`) where it is known already that it cannot work, `InvalidFormat` for a
-    folder without weights.
+    folder without weights, `Unsupported` for a quantization that the checkpoint cannot have.
     """
-    if quantization != "none":
-        raise LoadFailed(f"{source} cannot be quantised to {quantization} yet")
     with _reading(source):
         reference = _understood(source)
         present = _present(reference, need=_need(tokenizer))
         if present is None:
             return None
         checkpoint = _checkpoint(reference, present, convert=None)
-        return None if checkpoint is None else _with_tokenizer(checkpoint, tokenizer, fetch=None)
+        ready = None if checkpoint is None else _with_tokenizer(checkpoint, tokenizer, fetch=None)
+        return None if ready is None else packed_cache.packed(ready, quantization)
 
 
 def prepare(
@@ -53,14 +53,13 @@ def prepare(
     quantization: str = "none",
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """The checkpoint of `source`, after downloading, checking and converting what is needed. Blocks, for minutes if
-    the model is large. `tokenizer`: a folder, file or repository whose tokenizer is used instead.
+    """The checkpoint of `source`, after downloading, checking, converting and packing what is needed. Blocks, for minutes
+    if the model is large. `tokenizer`: a folder, file or repository whose tokenizer is used instead. `quantization`: none
+    (as the checkpoint is), int8 or int4; awq and gptq say what the checkpoint must be.
 
-    Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`.
+    Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`, `Unsupported`.
     """
     report = progress if progress is not None else _silent
-    if quantization != "none":
-        raise LoadFailed(f"{source} cannot be quantised to {quantization} yet")
     with _reading(source):
         reference = _understood(source)
         need = _need(tokenizer)
@@ -71,7 +70,7 @@ def prepare(
         assert checkpoint is not None
         ready = _with_tokenizer(checkpoint, tokenizer, fetch=report)
         assert ready is not None
-        return ready
+        return packed_cache.pack(ready, quantization, report)
 
 
 @contextmanager
@@ -174,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m inferloom.formats.prepare")
     parser.add_argument("source")
     parser.add_argument("--tokenizer")
+    parser.add_argument("--quantization", default="none")
     given = parser.parse_args(arguments)
 
     def say(line: object) -> None:
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise _NobodyListens from None
 
     try:
-        return _prepare(given.source, given.tokenizer, say)
+        return _prepare(given.source, given.tokenizer, given.quantization, say)
     except _NobodyListens:  # whoever asked was ended: so is this
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
         return 1
@@ -194,9 +194,10 @@ class _NobodyListens(BaseException):
     """Standard output was closed. Not an `Exception`: it passes what turns those into sentences."""
 
 
-def _prepare(source: str, tokenizer: str | None, say: Callable[[Any], None]) -> int:
+def _prepare(source: str, tokenizer: str | None, quantization: str, say: Callable[[Any], None]) -> int:
+    logging.getLogger("inferloom").addHandler(_Sayer(say))
     try:
-        checkpoint = prepare(source, tokenizer=tokenizer, progress=_thinned(say))
+        checkpoint = prepare(source, tokenizer=tokenizer, quantization=quantization, progress=_thinned(say))
     except InferloomError as error:
         say({"error": {"code": error.code, "message": error.message}})
         return 1
@@ -207,6 +208,17 @@ def _prepare(source: str, tokenizer: str | None, say: Callable[[Any], None]) -> 
         return 1
     say({"checkpoint": checkpoint})
     return 0
+
+
+class _Sayer(logging.Handler):
+    """Log records as lines `{"log": …}`, for the log of whoever started this process."""
+
+    def __init__(self, say: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say({"log": record.getMessage()})
 
 
 def _thinned(say: Callable[[Any], None]) -> Progress:

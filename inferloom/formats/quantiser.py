@@ -10,14 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
-from inferloom.formats.interleaving import (
-    COLUMNS,
-    GROUP,
-    Layout,
-    interleave_q4_32,
-    interleave_q8_32,
-    interleave_q8_row,
-)
+from inferloom.formats.interleaving import interleave_q4_32, interleave_q8_32, interleave_q8_row
+from inferloom.formats.layout import COLUMNS, GROUP, Layout
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

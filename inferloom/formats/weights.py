@@ -88,7 +88,9 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
         for name in checkpoint.weights:
             file = _open(name)
             files.append(file)
-            for key, tensor in (_pickled(file) if checkpoint.format == "pytorch" else _mapped(file)).items():
+            found: Mapping[str, torch.Tensor | PackedTensor]
+            found = _mapped(file) if _is_safetensors(checkpoint, name) else read_pickled(name)
+            for key, tensor in found.items():
                 if key in tensors:
                     raise InvalidFormat(f"the tensor {key!r} is in two files of {checkpoint.folder}.")
                 tensors[key] = tensor
@@ -97,6 +99,11 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
             os.close(file.fd)
         raise
     return Weights(tensors, files)
+
+
+def _is_safetensors(checkpoint: Checkpoint, name: str) -> bool:
+    """What a `.bin` checkpoint was packed into is a safetensors file all the same."""
+    return checkpoint.format != "pytorch" or name.endswith(".safetensors")
 
 
 def _open(path: str) -> OpenFile:
@@ -143,14 +150,15 @@ def _view(mapping: mmap.mmap, header: TensorHeader) -> torch.Tensor:
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=header.offset).view(header.shape)
 
 
-def _pickled(file: OpenFile) -> Mapping[str, torch.Tensor | PackedTensor]:
-    name = Path(file.path).name
+def read_pickled(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin` file. Raises `InvalidFormat` for one that is damaged or holds more than tensors."""
+    name = Path(path).name
     loaded: object = None
     try:
         with contextlib.suppress(RuntimeError):  # the format before zip files cannot be mapped
-            loaded = torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if loaded is None:
-            loaded = torch.load(file.path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InvalidFormat(
             f"{name} holds more than tensors, which could be code; it is not loaded."

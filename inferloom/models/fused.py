@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from inferloom.formats.interleaving import ROWS
+from inferloom.formats.layout import ROWS
 from inferloom.formats.layouts import PackedTensor, dequantise
 
 Matrix = torch.Tensor | PackedTensor

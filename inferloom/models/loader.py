@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from inferloom.errors import LoadFailed, Unsupported
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.weights import open_weights
+from inferloom.kernels.native import library
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
 from inferloom.models.config_json import architecture_of
@@ -19,6 +20,7 @@ from inferloom.models.encoder import Encoder, EncoderSpec
 from inferloom.models.fallback import load_fallback
 from inferloom.models.families import DECODER_FAMILIES, ENCODER_FAMILIES
 from inferloom.models.json_files import read_json
+from inferloom.models.native import NativeDecoder, supports
 from inferloom.models.pooling import Pooling
 from inferloom.models.spec import DecoderSpec
 from inferloom.models.tensors import TensorReader, stored_dtype
@@ -35,17 +37,21 @@ def load(
     activation_dtype: str = "bfloat16",
     device: str = "cpu",
     max_model_len: int | None = None,
+    executor: Literal["auto", "reference"] = "auto",
 ) -> Executor | Embedder:
     """Map the weights and build the model. Nothing is copied where `dtype` is the checkpoint's and `activation_dtype`
     equals it.
 
     `dtype`: of the weights: auto (as in the checkpoint), float32, bfloat16, float16. `activation_dtype`: of the
     arithmetic, and of the KV pages; an encoder computes in the dtype of its weights, because embeddings are compared
-    with those that others made. `max_model_len`: at most the checkpoint's own, which is the default.
+    with those that others made. `max_model_len`: at most the checkpoint's own, which is the default. `executor`: auto is
+    the native one where it knows the model; the card says which it is, and why.
     Raises `InvalidFormat`, `Unsupported`, `LoadFailed`, `OutOfMemory`.
     """
     place = _device(device)
     config = read_json(Path(checkpoint.folder) / "config.json")
+    if checkpoint.quantization != "none":  # what it says of AWQ or GPTQ no longer holds for the packed weights
+        config.pop("quantization_config", None)
     architecture = architecture_of(config)
     if architecture in ENCODER_FAMILIES:
         return _load_encoder(checkpoint, config, dtype, place, max_model_len)
@@ -56,9 +62,9 @@ def load(
         except Unsupported as error:  # an option of a known family: transformers may know it
             why = error.message
         else:
-            return _load_decoder(spec, checkpoint, dtype, activation_dtype, place, max_model_len)
-    if config.get("quantization_config"):
-        raise Unsupported("this quantised checkpoint", why)
+            return _load_decoder(spec, checkpoint, dtype, activation_dtype, place, max_model_len, executor)
+    if config.get("quantization_config") or checkpoint.quantization != "none":
+        raise Unsupported("quantised weights for this model", why)
     return _load_fallback(architecture, checkpoint, dtype, activation_dtype, place, max_model_len, why=why)
 
 
@@ -101,16 +107,23 @@ def _load_decoder(
     activation_dtype: str,
     device: torch.device,
     max_model_len: int | None,
+    executor: Literal["auto", "reference"],
 ) -> Executor:
     length = _length(max_model_len, spec.max_positions)
     spec = spec.for_context(length)
     compute = _dtype(activation_dtype, "activation_dtype")
+    if executor == "reference":
+        why_not: str | None = "asked for"
+    else:
+        why_not = supports(spec, dtype=compute, device=device)
     kernels = ReferenceKernels()
     reader = TensorReader(
         open_weights(checkpoint),
-        dtype=compute,
+        # The native step takes matrices as the file has them, and all else in float32.
+        dtype=torch.float32 if why_not is None else compute,
         stored=None if dtype == "auto" else _dtype(dtype, "dtype"),
         device=device,
+        packed=why_not is None,
     )
     weights = read_decoder(spec, reader, kernels)
     card = ModelCard(
@@ -124,7 +137,10 @@ def _load_decoder(
         has_chat_template=_has_chat_template(checkpoint),
         weight_bytes=reader.weight_bytes,
         page_size=PAGE_SIZE,
+        executor=f"native ({library.isa()})" if why_not is None else f"reference (torch): {why_not}",
     )
+    if why_not is None:
+        return NativeDecoder(spec, weights, card=card)
     return Decoder(spec, weights, kernels=kernels, card=card, dtype=compute, device=device)
 
 

@@ -30,13 +30,14 @@ class _Error(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    """One line of what the process says: progress, or at last one of the two ends."""
+    """One line of what the process says: progress, something for the log, or at last one of the two ends."""
 
     stage: str = ""
     fraction: float | None = None
     detail: str = ""
     checkpoint: Checkpoint | None = None
     error: _Error | None = None
+    log: str = ""
 
 
 _decode = msgspec.json.Decoder(_Line).decode
@@ -96,6 +97,8 @@ async def _follow(stdout: asyncio.StreamReader, progress: ProgressSink | None) -
             continue  # something a library printed
         if line.checkpoint is not None or line.error is not None:
             end = line
+        elif line.log:
+            log.warning("%s", line.log)
         elif progress is not None and line.stage:
             progress(LoadProgress(line.stage, line.fraction, line.detail))
     return end

@@ -1,0 +1,54 @@
+"""The layouts of weight matrices: names, numbers and sizes. `csrc/layouts.md` says what each is; `csrc/linear.h` has the same
+numbers. Nothing is imported: looking a checkpoint up must stay cheap."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+ROWS = 16  # that a quantised layout interleaves
+GROUP = 32  # columns that share a scale in Q8_32 and Q4_32
+
+
+class Layout(IntEnum):
+    """How a matrix lies in memory; the numbers are those of `csrc/linear.h`."""
+
+    F32 = 0
+    F16 = 1
+    BF16 = 2
+    Q8_32 = 3
+    Q8_ROW = 4
+    Q4_32 = 5
+
+    @property
+    def quantised(self) -> bool:
+        return self >= Layout.Q8_32
+
+    @property
+    def bits(self) -> int:
+        """Of a value, without its share of a scale."""
+        return {Layout.F32: 32, Layout.F16: 16, Layout.BF16: 16, Layout.Q4_32: 4}.get(self, 8)
+
+
+# Columns are padded to a multiple of this.
+COLUMNS = {Layout.Q8_32: 2 * GROUP, Layout.Q8_ROW: 128, Layout.Q4_32: GROUP}
+
+
+def padded(shape: tuple[int, int], layout: Layout) -> tuple[int, int]:
+    """(rows, columns) with what a quantised layout adds to them."""
+    rows, columns = shape
+    step = COLUMNS[layout]
+    return -(-rows // ROWS) * ROWS, -(-columns // step) * step
+
+
+def block_bytes(columns: int, layout: Layout) -> int:
+    """Bytes of sixteen rows of `columns` values in a quantised layout."""
+    if layout is Layout.Q4_32:
+        return -(-columns // 32) * 320
+    if layout is Layout.Q8_32:
+        return -(-columns // 64) * 1088
+    return -(-columns // 128) * 128 * ROWS + 64
+
+
+def packed_bytes(shape: tuple[int, int], layout: Layout) -> int:
+    """Bytes of a whole matrix in a quantised layout."""
+    return -(-shape[0] // ROWS) * block_bytes(shape[1], layout)

@@ -1,0 +1,94 @@
+"""Which matrices a scheme packs, and in which layout. Decided by names and shapes alone, so that looking up is quick."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from inferloom.errors import Unsupported
+from inferloom.formats.layout import GROUP, Layout
+
+FLOATS = ("F32", "F16", "BF16", "F64")
+
+# Their errors spread over the whole vocabulary: eight bits also where the rest has four.
+_WIDE = re.compile(r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings|lm_head|embed_out)\.weight")
+# Few values with much influence (routers), rows that are added as they are (positions), and GPT-2's matrices, which lie
+# the other way round.
+_KEPT = re.compile(
+    r"(.*\.)?(gate|router|shared_expert_gate|wpe|embed_positions|position_embeddings|c_attn|c_proj|c_fc)\.weight"
+)
+_GENERATORS = ("ForCausalLM", "LMHeadModel")
+
+
+class Scheme(msgspec.Struct, frozen=True):
+    """`bits` that floats are packed into (0: they stay), `method` of a checkpoint that comes quantised ("" for none)."""
+
+    bits: int = 0
+    method: str = ""
+
+    @property
+    def name(self) -> str:
+        return "+".join(part for part in (self.method, f"int{self.bits}" if self.bits else "") if part)
+
+
+def scheme_of(quantization: str, config: Mapping[str, Any], *, method: str) -> Scheme:
+    """What is asked of a checkpoint with this config.json; `method` is that of its quantization_config, "" without one.
+
+    Raises `Unsupported` for a quantization that does not fit.
+    """
+    if quantization in ("awq", "gptq"):
+        if quantization != method:
+            is_ = f"quantised with {method}" if method else "not quantised by its config.json"
+            raise Unsupported(f"quantization {quantization!r}", f"this checkpoint is {is_}")
+        return Scheme(method=method)
+    if quantization not in ("none", "int8", "int4"):
+        raise Unsupported(f"quantization {quantization!r}", "there are none, int8, int4, awq and gptq")
+    bits = {"none": 0, "int8": 8, "int4": 4}[quantization]
+    names = config.get("architectures") or [""]
+    if bits and not str(names[0]).endswith(_GENERATORS):
+        raise Unsupported(
+            f"quantization {quantization!r} for {names[0]}", "only decoders are quantised; leave it out"
+        )
+    return Scheme(bits, method)
+
+
+def method_of(config: Mapping[str, Any]) -> str:
+    """The method of a config.json's quantization_config. Raises `Unsupported` with the reason for what is not read."""
+    method = str(config.get("quant_method", "unnamed")).lower()
+    what = f"a checkpoint quantised with {method}"
+    if method not in ("awq", "gptq"):
+        raise Unsupported(
+            what, "awq and gptq checkpoints of 4 bits are read, and float ones quantised here (int8, int4)"
+        )
+    bits = config.get("bits", config.get("w_bit"))
+    if bits != 4:
+        raise Unsupported(f"{what} in {bits} bits", "only those of 4 bits are read")
+    size = config.get("group_size", config.get("q_group_size", 128))
+    if not isinstance(size, int) or size == 0 or (size > 0 and size % GROUP):
+        raise Unsupported(f"{what} in groups of {size}", f"groups must be multiples of {GROUP}")
+    if method == "awq" and str(config.get("version", "gemm")).lower() != "gemm":
+        raise Unsupported(f"{what}, version {config['version']}", "only its version gemm is read")
+    form = config.get("checkpoint_format", "gptq")
+    if method == "gptq" and form not in ("gptq", "gptq_v2"):
+        raise Unsupported(f"{what}, format {form}", "only the formats gptq and gptq_v2 are read")
+    return method
+
+
+def target(
+    name: str, shape: tuple[int, ...], dtype: str, layout: Layout | None, scheme: Scheme
+) -> Layout | None:
+    """The layout that a tensor is packed into; None: it stays as it is, float or quantised.
+
+    int8 leaves what is quantised already; int4 packs linear layers of eight bits once more, into four.
+    """
+    if not scheme.bits or len(shape) != 2 or not name.endswith(".weight") or _KEPT.fullmatch(name):
+        return None
+    wide = scheme.bits == 8 or _WIDE.fullmatch(name) is not None
+    if layout is not None:
+        return None if wide or layout is Layout.Q4_32 else Layout.Q4_32
+    if dtype not in FLOATS:
+        return None
+    return Layout.Q8_ROW if wide else Layout.Q4_32
