@@ -70,6 +70,7 @@ def compare(row: Row, pool: Pool, memory: Probe, *, repeats: int) -> str:
     result = Result(row, ours.name if ours else None, [peer.name for peer in peers if peer is not None])
 
     def measure(contender: Contender) -> float:
+        contender.share_priority()
         with pool.quiet(but=contender):
             return row.measure(contender, draw)
 

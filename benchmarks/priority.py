@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 GROUP = Path("/proc/self/autogroup")
@@ -50,3 +51,31 @@ def share(pids: Iterable[int]) -> None:
         for pid in pids:
             with suppress(OSError):
                 Path(f"/proc/{pid}/autogroup").write_text(nice)
+
+
+@contextmanager
+def shared_with_children(pids: Collection[int]) -> Iterator[None]:
+    """Until the context is left, `share` with every child that one of `pids` starts, within a few milliseconds."""
+    done = threading.Event()
+
+    def follow() -> None:
+        known: set[int] = set()
+        while not done.wait(0.005):
+            new = {child for pid in pids for child in _children(pid)} - known
+            share(new)
+            known |= new
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

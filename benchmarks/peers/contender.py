@@ -77,7 +77,7 @@ class Contender(ABC):
             self.__exit__()
             raise
         self.load_seconds = time.perf_counter() - began
-        priority.share(self.pids())
+        self.share_priority()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,6 +107,10 @@ class Contender(ABC):
     def pids(self) -> list[int]:
         """Its processes, the first one first."""
         return [self.process.pid, *descendants(self.process.pid)]
+
+    def share_priority(self) -> None:
+        """Our priority for those of its processes that began sessions of their own since the last time."""
+        priority.share(self.pids())
 
     def memory(self) -> dict[str, int]:
         """Bytes over all its processes by kind, as `processes.memory` names them. Of these `pss` adds up."""
@@ -176,10 +180,11 @@ class HttpContender(Contender):
 
     def timed_reload(self, prompt: list[int]) -> float:
         """Seconds of unload, reload and the first token, one after the other (our endpoints)."""
-        began = time.perf_counter()
-        self.post("/v1/models/unload", {"model_id": "bench"})
-        self.post("/v1/models/reload", {"model_id": "bench"})
-        return time.perf_counter() - began + self.first_token(prompt)
+        with priority.shared_with_children(self.pids()):
+            began = time.perf_counter()
+            self.post("/v1/models/unload", {"model_id": "bench"})
+            self.post("/v1/models/reload", {"model_id": "bench"})
+            return time.perf_counter() - began + self.first_token(prompt)
 
     def post(self, path: str, payload: object) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from typing import Any
 
 import torch
 from loop import protocol, serve
@@ -20,16 +18,16 @@ PAGES = 512  # of 32 tokens: 16 requests of 1,024 tokens
 
 
 def load_executor(source: str, scheme: str) -> Executor:
-    """The model as the worker loads it. Ends with a message where this version cannot quantise."""
+    """The model as the worker loads it."""
     torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
-    options: dict[str, Any] = {"dtype": "bfloat16"}
-    if scheme != "none":
-        if "quantization" not in inspect.signature(load).parameters:
-            raise SystemExit(f"this version loads no weights as {scheme}: `load` has no `quantization`")
-        options = {"quantization": scheme}
-    executor = load(prepare(source), activation_dtype="bfloat16", device="cpu", **options)
+    executor = load(
+        prepare(source, quantization=scheme),
+        dtype="bfloat16" if scheme == "none" else "auto",
+        activation_dtype="bfloat16",
+    )
     assert isinstance(executor, Executor)
+    print(f"executor: {type(executor).__name__}", file=sys.stderr)
     return executor
 
 
