@@ -43,6 +43,8 @@ COMMANDS: dict[str, Entry] = {
     "reload": Entry("models", "reload", "Reload a model of the running server."),
     "pull": Entry("pull", "pull", "Download a model, check it and make it ready to be served."),
     "bench": Entry("bench", "bench", "Measure a server: tokens a second, latencies, a sweep over users."),
+    "doctor": Entry("doctor", "doctor", "What this machine offers, and what would make it faster."),
+    "cache": Entry("cache", "app", "List and clear the cache of downloaded, converted and packed weights."),
     "config": Entry("config", "app", "Write, show, change and check the configuration."),
     "from-config": Entry("multi", "from_config", "Serve the models of a TOML or JSON configuration file."),
     "multi-model": Entry("multi", "multi_model", "The older name of from-config.", hidden=True),

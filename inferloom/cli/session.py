@@ -52,6 +52,10 @@ class Session:
         names = [item["id"] for item in listing["data"] if item["id"] != "default" or "status" in item]
         return [_row(self._get(f"/v1/models/{quote(name)}")) for name in names]
 
+    def cards(self) -> list[dict[str, Any]]:
+        """What `/v1/models/{id}` says of every declared model."""
+        return [self._get(f"/v1/models/{quote(row.id)}") for row in self.models()]
+
     def find(self, name: str) -> ModelRow:
         """The model of that id or alias. Raises `ModelNotFound`."""
         return _row(self._get(f"/v1/models/{quote(name)}"))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from inferloom.cli.advice import Served, advice
+from inferloom.cli.machine import Machine
+
+QUIET = Machine(
+    processor="a processor",
+    architecture="x86_64",
+    threads=8,
+    memory=16 << 30,
+    memory_available=12 << 30,
+    swap_used=0,
+    load=0.1,
+    huge_pages="madvise",
+    features=["avx2"],
+    kernels="avx2",
+    available=["portable", "avx2"],
+    torch="2.13.0",
+)
+
+
+def test_a_quiet_machine_with_native_kernels_needs_nothing() -> None:
+    assert advice(QUIET) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"kernels": None, "kernels_reason": "no compiler"},
+            "no compiler. Until then every model runs on torch",
+        ),
+        ({"kernels": "portable"}, "INFERLOOM_ISA forces portable; this processor also runs avx2"),
+        ({"swap_used": 1 << 30}, "1.0 GiB of memory are swapped out"),
+        ({"load": 7.5}, "Other work keeps 7.5 of 8 processors busy"),
+        ({"huge_pages": "never"}, "Transparent huge pages are off"),
+        ({"cuda": "13.0"}, "built for CUDA 13.0, and there is no device"),
+    ],
+)
+def test_what_holds_a_machine_back_is_said(change: dict[str, object], said: str) -> None:
+    (sentence,) = advice(msgspec.structs.replace(QUIET, **change))
+    assert said in sentence
+
+
+def test_large_float_weights_are_worth_quantising_and_small_or_quantised_ones_not() -> None:
+    large = Served(id="m", executor="native (avx2)", dtype="bfloat16", weight_bytes=2 << 30, kind="generate")
+    (sentence,) = advice(QUIET, [large])
+    assert 'm reads 2.15 GB for every token: quantization = "int8"' in sentence
+    for change in ({"weight_bytes": 1 << 20}, {"quantization": "int8"}, {"kind": "embed"}):
+        assert advice(QUIET, [msgspec.structs.replace(large, **change)]) == []
+
+
+def test_a_model_on_the_reference_operators_is_named_with_the_reason() -> None:
+    slow = Served(id="m", executor="reference (torch): float32 arithmetic", kind="generate")
+    assert advice(QUIET, [slow]) == ["m runs on reference (torch): float32 arithmetic."]
+
+
+def test_the_command_tells_kernels_and_measures_nothing_when_quick() -> None:
+    command = [sys.executable, "-m", "inferloom", "doctor", "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    machine = json.loads(done.stdout)["machine"]
+    assert machine["limits"] is None
+    assert machine["kernels"] is None or machine["kernels"] in machine["available"]
+    assert machine["threads"] >= 1 and machine["torch"].startswith("2.")
+
+
+def test_an_instruction_set_that_is_not_there_is_refused_by_name() -> None:
+    command = [sys.executable, "-m", "inferloom", "doctor", "--quick"]
+    environment = {"INFERLOOM_ISA": "mmx", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode != 0 and "mmx" in done.stderr
