@@ -15,7 +15,7 @@ SCHEMES = {"bf16": "none", "int8": "int8", "int4": "int4"}  # our name of each w
 
 def server(source: str, width: str | None) -> HttpContender:
     """`inferloom serve` with one model. `width`: bf16, int8 or int4; None leaves the weights as they are stored."""
-    model = f"{source},name=bench,threads={THREADS},prefix_cache=false"
+    model = f"{source},name=bench,threads={THREADS},prefix_cache=false,speculation=off"
     if width == "bf16":
         model += ",dtype=bfloat16"
     elif width is not None:

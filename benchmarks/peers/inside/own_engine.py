@@ -33,7 +33,7 @@ def load_executor(source: str, scheme: str) -> Executor:
 
 def main() -> None:
     answers = protocol()
-    engine = Engine(load_executor(*sys.argv[1:]), pages=PAGES, prefix_cache=False)
+    engine = Engine(load_executor(*sys.argv[1:]), pages=PAGES, prefix_cache=False, speculative_tokens=0)
 
     def complete(prompts: list[list[int]], tokens: int) -> None:
         for number, prompt in enumerate(prompts):
