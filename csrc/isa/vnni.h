@@ -31,11 +31,11 @@ struct Simd : avx512::Simd {
   }
   static constexpr int kByteBias = 128;
   SIMD_INLINE I dot_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
-  // The intrinsic with a broadcast operand becomes two instructions in GCC 12, which halves what the front end can feed: the instruction
-  // that broadcasts from memory itself is written out.
+  // Written out, because GCC 12 makes two instructions of the intrinsic with a broadcast operand, and volatile, because it undoes
+  // the order of `dot_bytes`.
   SIMD_INLINE I dot(I acc, B w, const int8_t* x) {
     struct Quad { int8_t columns[4]; };
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w.bytes), "m"(*reinterpret_cast<const Quad*>(x)));
+    asm volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w.bytes), "m"(*reinterpret_cast<const Quad*>(x)));
     return acc;
   }
   SIMD_INLINE I dot_nibbles(const N (&w)[8], const int8_t* x) {

@@ -18,6 +18,7 @@ SIMD_INLINE void prefetch_lines(const uint8_t* p) {
 template <class S, int T>
 void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out, int64_t out_stride) {
   typename S::F acc[T];
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) acc[t] = S::zero();
   for (int g = 0; g < groups; ++g, w += 320, panel += 40 * T) {
     prefetch_lines<S, 5>(w);
@@ -46,6 +47,7 @@ void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out
       acc[T - 1] = S::fma(minimum, S::set(x_sum[T - 1]), acc[T - 1]);
     }
   }
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, acc[t]);
 }
 
@@ -53,6 +55,7 @@ void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out
 template <class S, int T, bool ROW>
 void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
   typename S::F acc[T];
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) acc[t] = S::zero();
   for (int g = 0; g < groups; ++g, panel += 40 * T) {
     const uint8_t* quads = ROW ? w + 512 * static_cast<int64_t>(g) : w + g / 2 * 1088 + g % 2 * 512;
@@ -88,6 +91,7 @@ void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float*
       acc[T - 1] = S::fma(S::to_float(d[0]), factor, acc[T - 1]);
     }
   }
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, ROW ? S::mul(acc[t], S::load(row_scale)) : acc[t]);
 }
 
@@ -95,6 +99,7 @@ void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float*
 // registers, the float sums in the output.
 template <class S, int T>
 void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::zero());
   for (int g = 0; g < groups; ++g, panel += 136 * T) {
     const auto* x = reinterpret_cast<const int8_t*>(panel);
@@ -115,6 +120,7 @@ void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const fl
       S::store(y, S::fma(S::to_float(d[t]), S::set(x_scale[t]), S::load(y)));
     }
   }
+#pragma GCC unroll 16
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::mul(S::load(out + t * out_stride), S::load(row_scale)));
 }
 
