@@ -91,7 +91,7 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
   const int32_t queries = spec.heads * spec.head_dim;
   for (int i = 0; i < threads; ++i) {
     private_.push_back({ActivationBuffer(spec.hidden_size, hidden_forms(weights_), spec.int8_group),
-                        ActivationBuffer(queries, mixed_forms(weights_), spec.int8_group), Buffer(), Buffer()});
+                        ActivationBuffer(queries, mixed_forms(weights_), spec.int8_group), Buffer()});
   }
   profile.threads.resize(static_cast<size_t>(threads));
 }
@@ -104,7 +104,7 @@ size_t Decoder::scratch_bytes() const {
   size_t bytes = 0;
   for (const Buffer* buffer : {&stream_, &wanted_stream_, &qkv_, &mixed_rows_, &added_, &partials_}) bytes += buffer->bytes();
   for (const ActivationBuffer* buffer : {&hidden_, &mixed_, &inner_}) bytes += buffer->bytes();
-  for (const Private& own : private_) bytes += own.hidden.bytes() + own.mixed.bytes() + own.scratch.bytes() + own.partials.bytes();
+  for (const Private& own : private_) bytes += own.hidden.bytes() + own.mixed.bytes() + own.scratch.bytes();
   return bytes;
 }
 
@@ -188,19 +188,13 @@ void Decoder::reserve(const StepBatch& batch) {
   hidden_.reserve(most);
   mixed_.reserve(most);
   inner_.reserve(most);
-  int64_t shared = 0, own = 0;
-  for (const AttentionPlan& plan : plans_) {
-    shared = std::max(shared, plan.shared_floats);
-    own = std::max(own, plan.private_floats);
-  }
-  partials_.reserve_of<float>(static_cast<size_t>(shared));
+  for (const AttentionPlan& plan : plans_) partials_.reserve_of<float>(static_cast<size_t>(plan.partial_floats));
   const AttentionSpec attention{spec_.heads, spec_.kv_heads, spec_.head_dim, 1.0f, 0.0f, 0, nullptr, nullptr, nullptr};
   const size_t scratch = attention_scratch(attention);
   for (Private& thread : private_) {
     thread.hidden.reserve(kFewRows);
     thread.mixed.reserve(kFewRows);
     thread.scratch.reserve_of<float>(scratch);
-    thread.partials.reserve_of<float>(static_cast<size_t>(own));
   }
 }
 

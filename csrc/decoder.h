@@ -75,13 +75,13 @@ struct StepBatch {
   int32_t wanted() const { return static_cast<int32_t>(logit_rows.size()); }
 };
 
-// A share of the attention of a layer: a tile of query rows with one key-value head, over one or several splits of the keys.
+// A piece of a layer's attention: a tile of query rows with one key-value head.
 struct AttentionShare {
-  AttentionUnit unit;      // of all splits together; `partial` is null
-  int32_t splits = 1;      // more: through partial results of this thread, joined by it
-  int64_t partial = -1;    // floats from the beginning of the shared partial results: this is one split, which a `Join` joins
+  AttentionUnit unit;  // `partial` is null
+  int64_t partial;     // one split of several: where its partial result goes, in floats; -1: all there is
 };
 
+// The splits of a tile, whose partial results lie one after the other.
 struct AttentionJoin {
   AttentionUnit unit;
   int32_t splits;
@@ -92,8 +92,7 @@ struct AttentionJoin {
 struct AttentionPlan {
   std::vector<AttentionShare> shares;
   std::vector<AttentionJoin> joins;
-  int64_t shared_floats = 0;   // of partial results that several threads make
-  int64_t private_floats = 0;  // of those that one thread makes at a time
+  int64_t partial_floats = 0;
 
   // `wanted`: for each row whether its result matters, or null: all do.
   void make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted, int threads);
@@ -134,7 +133,6 @@ class Decoder {
   struct Private {
     ActivationBuffer hidden, mixed;  // of few rows, which every thread converts for itself
     Buffer scratch;                  // of the attention operator
-    Buffer partials;
   };
 
   void check(const StepBatch& batch) const;

@@ -116,7 +116,7 @@ Activations StepWorker::normed(const Norm& norm, uint32_t forms) {
 template <class Epilogue>
 void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue&& epilogue) {
   const int32_t tile = tile_rows(rows_, *jobs[0].input), tiles = ceil_div(rows_, tile);
-  int32_t blocks[kMostJobs], pieces[kMostJobs], in_tile = 0;
+  int32_t blocks[kMostJobs] = {}, pieces[kMostJobs] = {}, in_tile = 0;
   for (int i = 0; i < count; ++i) {
     blocks[i] = piece_blocks(*jobs[i].weight, tile);
     pieces[i] = ceil_div(jobs[i].weight->blocks(), blocks[i]);
@@ -176,35 +176,19 @@ void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const Attent
                                 layer.window, layer.sinks,    nullptr,        nullptr};
   const float* qkv = decoder_.qkv_.at<float>();
   float* mixed = decoder_.mixed_rows_.at<float>();
-  const auto compute = [&](const AttentionUnit& unit) {
-    operators_.attend(attention, pool, unit, qkv, qkv_stride_, mixed, queries, own_.scratch.at<float>());
-  };
-  const int64_t partial_floats = spec_.heads / spec_.kv_heads * int64_t{spec_.head_dim + 2};  // of one row
-
+  float* partials = decoder_.partials_.at<float>();
   team_.share(static_cast<int>(plan.shares.size()), 1, [&](int i, int) {
     const AttentionShare& share = plan.shares[static_cast<size_t>(i)];
     AttentionUnit unit = share.unit;
-    if (share.splits == 1) {
-      if (share.partial >= 0) unit.partial = decoder_.partials_.at<float>() + share.partial;
-      compute(unit);
-      return;
-    }
-    float* partials = own_.partials.at<float>();
-    for (int split = 0; split < share.splits; ++split) {
-      const int32_t origin = (share.unit.key_begin / kKeySplit + split) * kKeySplit;
-      unit.key_begin = std::max(share.unit.key_begin, origin);
-      unit.key_end = std::min(share.unit.key_end, origin + kKeySplit);
-      unit.partial = partials + split * unit.rows * partial_floats;
-      compute(unit);
-    }
-    operators_.merge(attention, share.unit, partials, share.splits, mixed, queries);
+    if (share.partial >= 0) unit.partial = partials + share.partial;
+    operators_.attend(attention, pool, unit, qkv, qkv_stride_, mixed, queries, own_.scratch.at<float>());
   });
   watch_.mark(Stage::ATTENTION);
   wait();
   if (!plan.joins.empty()) {
     team_.share(static_cast<int>(plan.joins.size()), 1, [&](int i, int) {
       const AttentionJoin& join = plan.joins[static_cast<size_t>(i)];
-      operators_.merge(attention, join.unit, decoder_.partials_.at<float>() + join.partials, join.splits, mixed, queries);
+      operators_.merge(attention, join.unit, partials + join.partials, join.splits, mixed, queries);
     });
     watch_.mark(Stage::ATTENTION);
     wait();

@@ -75,6 +75,7 @@ async def show_model(service: Service, call: Call) -> None:
             kind=card.kind if card else None,
             architecture=card.architecture if card else None,
             dtype=card.dtype if card else None,
+            executor=(card.executor or None) if card else None,
             quantization=config.quantization,
             max_model_len=card.max_model_len if card else config.max_model_len,
             vocab_size=card.vocab_size if card else None,

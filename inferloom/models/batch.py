@@ -45,7 +45,8 @@ class Executor(ABC):
 
     @abstractmethod
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
-        """Write K and V of all rows to their pages; return float32 logits [len(logit_rows), vocab_size]."""
+        """Write K and V of all rows to their pages; return float32 logits [len(logit_rows), vocab_size],
+        which the next call may overwrite."""
 
     @abstractmethod
     def copy_page(self, source: int, target: int) -> None:

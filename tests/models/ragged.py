@@ -50,7 +50,7 @@ class Bench:
         ends = [sequence.computed + count for sequence, count in parts]
         tables = [s.pages[: -(-end // PAGE_SIZE)] for (s, _), end in zip(parts, ends, strict=True)]
         batch = RaggedBatch(ids, positions, starts, ends, tables, list(range(len(ids))))
-        logits = self.executor.forward(batch)
+        logits = self.executor.forward(batch).clone()  # the next step may use the same memory
         for i, (sequence, count) in enumerate(parts):
             sequence.logits += logits[starts[i] : starts[i + 1]].unbind()
             sequence.computed += count

@@ -53,6 +53,7 @@ class ModelDetails(msgspec.Struct, kw_only=True):
     kind: str | None = None
     architecture: str | None = None
     dtype: str | None = None
+    executor: str | None = None  # what computes it, with the reason where it is not the native one
     quantization: str = "none"
     max_model_len: int | None = None
     vocab_size: int | None = None
