@@ -37,6 +37,7 @@ def check(config: Config, problems: Problems) -> None:
         *_models(config),
         *id_problems(config),
         *_devices(config),
+        *_drafts(config),
     ]
     for path, sentence in [*found, *later_problems(config)]:
         problems.add(path, sentence)
@@ -118,6 +119,28 @@ def _quantization(model: ModelConfig, at: Path) -> Iterator[tuple[Path, str]]:
             path,
             f"{dotted(path)}: the driver {quoted(model.driver.type)} has no weights to quantise; leave it out.",
         )
+
+
+def _drafts(config: Config) -> Iterator[tuple[Path, str]]:
+    """A draft model is another declared model of ours."""
+    models = {name: model for model in config.model for name in (model.name, *model.aliases)}
+    for number, model in enumerate(config.model):
+        if model.draft is None:
+            continue
+        path: Path = ("model", number, "draft")
+        where, draft = dotted(path), models.get(model.draft)
+        if draft is None:
+            yield (
+                path,
+                f"{where}: there is no model {quoted(model.draft)}; declare it as a [[model]] too"
+                + (did_you_mean(model.draft, list(models)) or "."),
+            )
+        elif draft is model:
+            yield path, f"{where}: a model cannot draft for itself; name a smaller one."
+        elif model.driver.type != "native" or draft.driver.type != "native":
+            yield path, f"{where}: drafts are made by and for models of the driver native only."
+        elif model.driver.options.get("speculation") == "off":
+            yield path, f'{where}: speculation = "off" leaves no use for a draft model; drop one of the two.'
 
 
 def _dtype(dtype: str, path: Path, *, known: tuple[str, ...]) -> Iterator[tuple[Path, str]]:

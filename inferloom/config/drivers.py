@@ -22,6 +22,13 @@ class NativeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_batch_tokens: Annotated[Positive, Meta(description="Tokens computed in one step.")] = 10240
     max_batch_size: Annotated[Positive, Meta(description="Sequences in one step.")] = 512
     prefix_cache: Annotated[bool, Meta(description="Reuse the KV pages of equal beginnings.")] = True
+    speculation: Annotated[
+        Literal["auto", "off"],
+        Meta(
+            description="Verify drafts of several tokens in one step where that pays; answers are the same."
+        ),
+    ] = "auto"
+    speculative_tokens: Annotated[int, Meta(ge=1, le=16, description="Tokens of the longest draft.")] = 8
     threads: Annotated[int, Meta(ge=0, description="Compute threads; 0: as many as the process may use.")] = 0
 
 

@@ -196,6 +196,10 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tok_model_id: Annotated[
         Text | None, Meta(description="Where the tokenizer comes from, if not from the source.")
     ] = None
+    draft: Annotated[
+        Text | None,
+        Meta(description="Name of a smaller model of the same tokenizer that drafts for this one."),
+    ] = None
     num_device_layers: Annotated[
         list[Text] | None, Meta(description='Layers per device, such as "0:10".')
     ] = None

@@ -42,6 +42,7 @@ _EXAMPLES: dict[str, Any] = {
     "chat_template": "path/to/template.jinja",
     "jinja_explicit": "path/to/template.jinja",
     "tok_model_id": "Qwen/Qwen3-0.6B",
+    "draft": "smaller-model",
     "num_device_layers": ["0:10"],
     "keep_alive": 600,
     "default_token_limit": 100000,

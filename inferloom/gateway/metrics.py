@@ -36,6 +36,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int = 0
     running: int = 0
     waiting: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     pages_total: int = 0
     pages_free: int = 0
     pages_cached: int = 0
@@ -47,6 +49,11 @@ _GAUGES = {
     "kv_bytes": ("inferloom_model_kv_bytes", "Bytes of a loaded model's KV pages."),
     "running": ("inferloom_engine_sequences_running", "Sequences in the engine's batch."),
     "waiting": ("inferloom_engine_sequences_waiting", "Sequences that wait for the engine."),
+    "drafted_tokens": (
+        "inferloom_engine_drafted_tokens",
+        "Tokens that were drafted and verified since loading.",
+    ),
+    "accepted_tokens": ("inferloom_engine_accepted_tokens", "Drafted tokens that held, since loading."),
     "pages_total": ("inferloom_engine_kv_pages", "KV pages of the engine."),
     "pages_free": ("inferloom_engine_kv_pages_free", "KV pages that hold nothing."),
     "pages_cached": ("inferloom_engine_kv_pages_cached", "KV pages that the prefix cache alone holds."),

@@ -102,6 +102,8 @@ class Service:
             kv_bytes=status.card.kv_bytes,
             running=stats.running,
             waiting=stats.waiting,
+            drafted_tokens=stats.drafted_tokens,
+            accepted_tokens=stats.accepted_tokens,
             pages_total=stats.pages_total,
             pages_free=stats.pages_free,
             pages_cached=stats.pages_cached,

@@ -37,4 +37,11 @@ def make_runner(
         kv_budget_bytes=budget,
         load_timeout=config.server.load_timeout_secs or None,
         on_death=on_death,
+        draft=_draft_of(model, config),
     )
+
+
+def _draft_of(model: ModelConfig, config: Config) -> ModelConfig | None:
+    if model.draft is None:
+        return None
+    return next(one for one in config.model if model.draft in (one.name, *one.aliases))

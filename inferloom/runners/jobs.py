@@ -13,7 +13,12 @@ from inferloom.worker.messages.job import WorkerJob
 
 
 def native_job(
-    model: ModelConfig, checkpoint: Checkpoint | None, *, devices: tuple[str, ...], kv_budget_bytes: int
+    model: ModelConfig,
+    checkpoint: Checkpoint | None,
+    *,
+    devices: tuple[str, ...],
+    kv_budget_bytes: int,
+    draft: tuple[ModelConfig, Checkpoint] | None = None,
 ) -> WorkerJob:
     """Our engine over a checkpoint. Raises `LoadFailed` for more than one device."""
     if len(devices) > 1:
@@ -37,6 +42,9 @@ def native_job(
         gpu_mem_utilization=options.gpu_mem_utilization,
         batch_policy=model.scheduler.batch_policy,
         prefix_cache=options.prefix_cache,
+        speculative_tokens=options.speculative_tokens if options.speculation == "auto" else 0,
+        draft=draft[1] if draft is not None else None,
+        draft_dtype=draft[0].dtype if draft is not None else "auto",
         trust_remote_code=model.trust_remote_code,
     )
 

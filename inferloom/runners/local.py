@@ -77,7 +77,9 @@ _BOOT = os.urandom(8)
 
 
 class LocalRunner(ModelRunner):
-    """Runs requests in one worker. `on_death` is called once if the process ends without having been asked to."""
+    """Runs requests in one worker. `on_death` is called once if the process ends without having been asked to.
+    `draft`: the smaller model whose weights go into the same worker.
+    """
 
     def __init__(
         self,
@@ -87,12 +89,14 @@ class LocalRunner(ModelRunner):
         kv_budget_bytes: int = 2 << 30,
         load_timeout: float | None = None,
         on_death: Callable[[InferloomError], None] | None = None,
+        draft: ModelConfig | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
         self._kv_budget = kv_budget_bytes
         self._load_timeout = load_timeout
         self._on_death = on_death
+        self._draft = draft
         self._source = WeightSource(
             source=model.weights or "", tokenizer=model.tok_model_id, quantization=model.quantization
         )
@@ -143,10 +147,11 @@ class LocalRunner(ModelRunner):
         self._source = source
         begun = time.monotonic()
         checkpoint = await self._locate(source, progress)
+        draft = await self._locate_draft(progress)
         prepared = time.monotonic()
         try:
             async with asyncio.timeout(self._load_timeout):
-                ready, codec = await self._start(checkpoint, ctx, progress)
+                ready, codec = await self._start(checkpoint, draft, ctx, progress)
         except TimeoutError:
             await self._end_process()
             raise LoadFailed(f"{self._model.name} was not loaded within {self._load_timeout:g} s") from None
@@ -184,8 +189,19 @@ class LocalRunner(ModelRunner):
             progress(LoadProgress("locate"))
         return await checkpoint_of(source, progress=progress)
 
+    async def _locate_draft(self, progress: ProgressSink | None) -> tuple[ModelConfig, Checkpoint] | None:
+        draft = self._draft
+        if draft is None or draft.weights is None:
+            return None
+        source = WeightSource(source=draft.weights, quantization=draft.quantization)
+        return draft, await checkpoint_of(source, progress=progress)
+
     async def _start(
-        self, checkpoint: Checkpoint | None, ctx: DeviceContext | None, progress: ProgressSink | None
+        self,
+        checkpoint: Checkpoint | None,
+        draft: tuple[ModelConfig, Checkpoint] | None,
+        ctx: DeviceContext | None,
+        progress: ProgressSink | None,
     ) -> tuple[Ready, TextCodec]:
         loop = asyncio.get_running_loop()
         codec_task = asyncio.create_task(self._load_codec(checkpoint))
@@ -194,7 +210,11 @@ class LocalRunner(ModelRunner):
         try:
             # the dummy's script is tokens, so its codec comes first; any other worker loads beside it
             dummy = self._model.driver.type == "dummy"
-            job = dummy_job(self._model, await codec_task) if dummy else self._native_job(checkpoint, ctx)
+            job = (
+                dummy_job(self._model, await codec_task)
+                if dummy
+                else self._native_job(checkpoint, draft, ctx)
+            )
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)
             for one in done:
@@ -211,9 +231,16 @@ class LocalRunner(ModelRunner):
             return TextCodec.for_bytes(chat_template=template, jinja_explicit=explicit)
         return await asyncio.to_thread(codec_of, checkpoint, chat_template=template, jinja_explicit=explicit)
 
-    def _native_job(self, checkpoint: Checkpoint | None, ctx: DeviceContext | None) -> WorkerJob:
+    def _native_job(
+        self,
+        checkpoint: Checkpoint | None,
+        draft: tuple[ModelConfig, Checkpoint] | None,
+        ctx: DeviceContext | None,
+    ) -> WorkerJob:
         devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)
-        return native_job(self._model, checkpoint, devices=devices, kv_budget_bytes=self._kv_budget)
+        return native_job(
+            self._model, checkpoint, devices=devices, kv_budget_bytes=self._kv_budget, draft=draft
+        )
 
     # --- answering --------------------------------------------------------------------------------------------------
 

@@ -14,14 +14,16 @@ from inferloom.worker.messages.job import WorkerJob
 log = logging.getLogger(__name__)
 
 
-def pool_pages(executor: Executor, job: WorkerJob) -> int:
-    """Pages of the pool: what the longest batch can use, or what the budget pays for.
+def pool_pages(executor: Executor, job: WorkerJob, *, draft: Executor | None = None) -> int:
+    """Pages of the pool: what the longest batch can use, or what the budget pays for. Every page of `draft`, a model
+    that drafts, stands beside one of the executor's.
 
     On an accelerator the budget is also bounded by what its weights and other programs have left free. Raises
     `OutOfMemory` where the budget does not pay for one page, or for the context that the configuration asks for; the
     checkpoint's own, where it does not fit, is cut, and the log says so.
     """
     budget, page = job.kv_budget_bytes, executor.kv_bytes_per_page
+    page += draft.kv_bytes_per_page if draft is not None else 0
     if executor.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(executor.device)
         budget = min(budget, device_budget(utilization=job.gpu_mem_utilization, total=total, free=free))

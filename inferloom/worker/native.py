@@ -44,6 +44,7 @@ def load_native(job: WorkerJob, *, report: Report) -> Host:
         device=job.device[0],
         max_model_len=job.max_model_len,
     )
+    draft = load_draft(job, model) if job.draft is not None and isinstance(model, Executor) else None
     stages = {"weights": time.monotonic() - begun}
     if isinstance(model, Embedder):
         return EmbeddingHost(
@@ -54,20 +55,42 @@ def load_native(job: WorkerJob, *, report: Report) -> Host:
         )
     report("cache", None)
     begun = time.monotonic()
-    host = EngineHost(model, job, job.checkpoint, stages=stages)
+    host = EngineHost(model, job, job.checkpoint, stages=stages, draft=draft)
     stages["cache"] = time.monotonic() - begun
     return host
+
+
+def load_draft(job: WorkerJob, model: Executor) -> Executor | None:
+    """The model that drafts for `model`, as the job names it. Raises `LoadFailed` where their tokens differ."""
+    assert job.draft is not None and job.checkpoint is not None
+    draft = load(
+        job.draft, dtype=job.draft_dtype, activation_dtype=job.activation_dtype, device=job.device[0]
+    )
+    if not isinstance(draft, Executor):
+        raise LoadFailed(f"{job.draft.name} makes embeddings and cannot draft for {job.model}")
+    if tokens_of(job.draft) != tokens_of(job.checkpoint):
+        raise LoadFailed(
+            f"{job.draft.name} cannot draft for {job.model}: their tokenizers differ; name a smaller model of the same "
+            "family"
+        )
+    return draft
 
 
 class EngineHost:
     """An engine, as the message loop wants it."""
 
     def __init__(
-        self, executor: Executor, job: WorkerJob, checkpoint: Checkpoint, *, stages: dict[str, float]
+        self,
+        executor: Executor,
+        job: WorkerJob,
+        checkpoint: Checkpoint,
+        *,
+        stages: dict[str, float],
+        draft: Executor | None = None,
     ) -> None:
         self.stages = stages
-        pages = pool_pages(executor, job)
-        tokenizer = Path(checkpoint.tokenizer_folder or checkpoint.folder) / "tokenizer.json"
+        pages = pool_pages(executor, job, draft=draft)
+        tokenizer = tokenizer_json(checkpoint)
         self._engine = Engine(
             executor,
             pages=pages,
@@ -76,6 +99,8 @@ class EngineHost:
             max_model_len=executor.card.max_model_len,
             batch_policy=job.batch_policy,
             prefix_cache=job.prefix_cache,
+            speculative_tokens=job.speculative_tokens,
+            draft=draft,
             tokenizer_json=tokenizer.read_text() if tokenizer.is_file() else None,
             eos_token_ids=end_token_ids(checkpoint),
         )
@@ -124,6 +149,19 @@ class EngineHost:
 
     def stats(self) -> Stats:
         return self._engine.stats()
+
+
+def tokenizer_json(checkpoint: Checkpoint) -> Path:
+    return Path(checkpoint.tokenizer_folder or checkpoint.folder) / "tokenizer.json"
+
+
+def tokens_of(checkpoint: Checkpoint) -> object:
+    """Which text each token id stands for, to be compared; the file's bytes where that is all there is to know."""
+    path = tokenizer_json(checkpoint)
+    if not path.is_file():
+        return None
+    parsed = msgspec.json.decode(path.read_bytes())
+    return parsed.get("model", {}).get("vocab")
 
 
 def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:

@@ -13,7 +13,13 @@ from inferloom.config.schema import DriverConfig
 
 def test_options_that_are_not_given_have_the_documentations_defaults() -> None:
     assert native_options(DriverConfig(type="native")) == NativeOptions(
-        gpu_mem_utilization=0.85, max_batch_tokens=10240, max_batch_size=512, prefix_cache=True, threads=0
+        gpu_mem_utilization=0.85,
+        max_batch_tokens=10240,
+        max_batch_size=512,
+        prefix_cache=True,
+        speculation="auto",
+        speculative_tokens=8,
+        threads=0,
     )
 
 

@@ -170,6 +170,14 @@ def test_a_driver_key_is_refused(key: str, message: str) -> None:
             'model.0.dtype = "int4" cannot be served: quantised weights are asked for with quantization (int8, '
             'int4). Choose one of "auto", "float32", "bfloat16", "float16".',
         ),
+        (
+            "name = 'a'\nsource = 'x'\ndraft = 'b'",
+            'model.0.draft: there is no model "b"; declare it as a [[model]] too.',
+        ),
+        (
+            "name = 'a'\nsource = 'x'\ndraft = 'a'",
+            "model.0.draft: a model cannot draft for itself; name a smaller one.",
+        ),
         ("name = 'a'\nsource = 'x'\nnmae = 'b'", '"nmae" is not a key of [[model]]; did you mean "name"?'),
         (
             "name = 'a'\nsource = 'x'\nkeep_alive = true",
@@ -267,3 +275,26 @@ def test_a_model_called_default_must_be_the_default_model() -> None:
 def test_an_api_key_is_never_in_an_error() -> None:
     for keys in ("'sk-secret'", "['sk-secret ']", "{ k = 'sk-secret' }", "[['sk-secret']]"):
         assert "sk-secret" not in refusal(f"[server]\napi_keys = {keys}\n{MODEL}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "other", "message"),
+    [
+        (
+            "[model.driver]\ntype = 'native'",
+            "[model.driver]\ntype = 'dummy'",
+            "model.0.draft: drafts are made by and for models of the driver native only.",
+        ),
+        (
+            "[model.driver]\ntype = 'native'\n[model.driver.options]\nspeculation = 'off'",
+            "[model.driver]\ntype = 'native'",
+            'model.0.draft: speculation = "off" leaves no use for a draft model; drop one of the two.',
+        ),
+    ],
+)
+def test_a_draft_model_is_refused(keys: str, other: str, message: str) -> None:
+    text = refusal(
+        f"[[model]]\nname = 'a'\nsource = 'x'\ndraft = 'c'\n{keys}\n"
+        f"[[model]]\nname = 'b'\nsource = 'y'\naliases = ['c']\n{other}\n"
+    )
+    assert re.sub(r"^f:\d+: ", "", text) == message

@@ -26,5 +26,8 @@ class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
     gpu_mem_utilization: float = 0.85  # of an accelerator: weights, KV pages and whatever else uses it
     batch_policy: Literal["adaptive", "eager", "greedy"] = "adaptive"
     prefix_cache: bool = True
+    speculative_tokens: int = 8  # of the longest draft; 0: no drafts
+    draft: Checkpoint | None = None  # of the model that drafts; None: a sequence's own text does
+    draft_dtype: str = "auto"
     trust_remote_code: bool = False
     options: dict[str, Any] = {}  # of the dummy driver
