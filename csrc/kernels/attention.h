@@ -93,10 +93,9 @@ class AttentionTile {
   AttentionTile(const AttentionSpec& spec, const KvPool& pool, const AttentionUnit& unit, float* scratch)
       : spec_(spec), pool_(pool), unit_(unit), layout_{pool.head_dim, pool.type}, dim_(pool.head_dim),
         group_(spec.heads / spec.kv_heads), queries_(unit.rows * group_),
-        position_(unit.sequence->context - unit.sequence->rows + unit.row) {
+        position_(first_position(unit)) {
     AttentionBuffers::divide(scratch, queries_, dim_, &buffers_);
-    first_key_ = spec.window ? position_ + 1 - spec.window : 0;
-    if (first_key_ < unit.key_begin) first_key_ = unit.key_begin;
+    first_key_ = first_key(unit);
     end_key_ = position_ + unit.rows;
     if (end_key_ > unit.key_end) end_key_ = unit.key_end;
   }
@@ -117,6 +116,17 @@ class AttentionTile {
 
  private:
   using F = typename S::F;
+
+  int first_position(const AttentionUnit& unit) const { return unit.sequence->context - unit.sequence->rows + unit.row; }
+
+  int first_key(const AttentionUnit& unit) const {
+    const int seen = spec_.window ? first_position(unit) + 1 - spec_.window : 0;
+    return seen > unit.key_begin ? seen : unit.key_begin;
+  }
+
+  const uint8_t* head_of(const AttentionUnit& unit, int page) const {
+    return pool_.base + unit.sequence->pages[page] * pool_.page_stride + unit.kv_head * layout_.head_bytes();
+  }
 
   void load_queries(const float* q, int64_t q_stride) {
     for (int row = 0; row < unit_.rows; ++row) {
@@ -140,28 +150,43 @@ class AttentionTile {
     begin = begin > block ? begin - block : 0;
     end = end < block + kKeyBlock ? end - block : kKeyBlock;
     const int page_begin = begin / kPageSize, page_end = (end + kPageSize - 1) / kPageSize;
-    for (int page = page_begin; page < page_end; ++page) locate(page, unit_.sequence->pages[block / kPageSize + page]);
+    for (int page = page_begin; page < page_end; ++page) locate(block / kPageSize, page);
     for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { score<decltype(rows)::value>(q, page_begin, page_end); });
     for (int row = 0; row < unit_.rows; ++row) soften_row(row, block, page_begin, page_end, begin, end);
     for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { add_values<decltype(rows)::value>(q, begin, end); });
   }
 
-  void locate(int page, int32_t number) {
-    const uint8_t* head = pool_.base + number * pool_.page_stride + unit_.kv_head * layout_.head_bytes();
-    if (layout_.type == KvType::BF16) {
-      keys_[page] = reinterpret_cast<const uint16_t*>(head + layout_.keys());
-      values_[page] = reinterpret_cast<const uint16_t*>(head + layout_.values());
-      return;
+  // The page of the block, and the one that takes its place in the next block: the same sequence's, or the next unit's.
+  void locate(int first_page, int page) {
+    const uint8_t* head = head_of(unit_, first_page + page);
+    const uint8_t* next = nullptr;
+    if ((first_page + page + kBlockPages) * kPageSize < end_key_) {
+      next = head_of(unit_, first_page + page + kBlockPages);
+    } else if (unit_.next && !((first_page + kBlockPages) * kPageSize < end_key_)) {
+      const int number = first_key(*unit_.next) / kKeyBlock * kBlockPages + page;
+      if (number * kPageSize < unit_.next->key_end) next = head_of(*unit_.next, number);
     }
+    if (layout_.type == KvType::INT8) return expand(page, head, next);
+    keys_[page] = reinterpret_cast<const uint16_t*>(head + layout_.keys());
+    values_[page] = reinterpret_cast<const uint16_t*>(head + layout_.values());
+    next_keys_[page] = next ? reinterpret_cast<const uint16_t*>(next + layout_.keys()) : values_[page];
+  }
+
+  // An int8 page as bfloat16 integers, which hold them exactly; the scales go to the scores and the probabilities.
+  void expand(int page, const uint8_t* head, const uint8_t* next) {
     key_scales_[page] = reinterpret_cast<const float*>(head + layout_.key_scales());
     value_scales_[page] = reinterpret_cast<const float*>(head + layout_.value_scales());
     const int elements = kPageSize * dim_;
     uint16_t* expanded = buffers_.expanded + int64_t{2} * page * elements;
     const int8_t* bytes = reinterpret_cast<const int8_t*>(head + layout_.keys());
-    for (int i = 0; i < 2 * elements; i += 32)  // the values follow the keys
+    const int64_t ahead = next ? next - head : 0;
+    for (int i = 0; i < 2 * elements; i += 32) {  // the values follow the keys
+      if (i % 64 == 0) S::prefetch(bytes + i + ahead);
       S::store_pairs(expanded + i, S::pack(S::to_float(S::load_int8(bytes + i)), S::to_float(S::load_int8(bytes + i + 16))));
+    }
     keys_[page] = expanded;
     values_[page] = expanded + elements;
+    next_keys_[page] = values_[page];
   }
 
   template <int ROWS>
@@ -179,7 +204,8 @@ class AttentionTile {
     for (int v = 0; v < VECTORS; ++v) keys[v] = keys_[page + v / 2] + v % 2 * (kKeyLanes * dim_);
     for (int i = 0; i < ROWS; ++i)
       for (int v = 0; v < VECTORS; ++v) sums[i][v] = S::zero();
-    multiply<S>({buffers_.queries + q * dim_, dim_, 2 * kKeyLanes, dim_ / 2}, keys, sums);
+    const int64_t ahead = q == 0 ? values_[page] - keys_[page] : 0;  // the first tile fetches for all
+    multiply<S>({buffers_.queries + q * dim_, dim_, 2 * kKeyLanes, dim_ / 2, ahead}, keys, sums);
     for (int i = 0; i < ROWS; ++i)
       for (int v = 0; v < VECTORS; ++v) S::store(buffers_.scores + (q + i) * kKeyBlock + (page * 2 + v) * 16, sums[i][v]);
   }
@@ -266,19 +292,20 @@ class AttentionTile {
     for (int pair = begin / 2; pair < last;) {
       const int page = pair / kPagePairs, in_page = pair % kPagePairs;
       const int page_last = (page + 1) * kPagePairs, stop = last < page_last ? last : page_last;
-      add_pairs<ROWS, VECTORS>(q, pair, stop - pair, values_[page] + 2 * in_page * dim_, d, sums);
+      const int64_t ahead = q == 0 ? next_keys_[page] - values_[page] : 0;
+      add_pairs<ROWS, VECTORS>(q, pair, stop - pair, values_[page] + 2 * in_page * dim_, ahead, d, sums);
       pair = stop;
     }
-    if (end % 2) add_pairs<ROWS, VECTORS>(q, last, 1, last_values(last), d, sums);
+    if (end % 2) add_pairs<ROWS, VECTORS>(q, last, 1, last_values(last), 0, d, sums);
     for (int i = 0; i < ROWS; ++i)
       for (int v = 0; v < VECTORS; ++v) S::store(buffers_.sums + (q + i) * dim_ + d + v * 16, sums[i][v]);
   }
 
   template <int ROWS, int VECTORS>
-  void add_pairs(int q, int pair, int pairs, const uint16_t* values, int d, F (&sums)[ROWS][VECTORS]) {
+  void add_pairs(int q, int pair, int pairs, const uint16_t* values, int64_t ahead, int d, F (&sums)[ROWS][VECTORS]) {
     const uint16_t* vectors[VECTORS];
     for (int v = 0; v < VECTORS; ++v) vectors[v] = values + 2 * (d + v * 16);
-    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs}, vectors, sums);
+    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs, ahead}, vectors, sums);
   }
 
   // The values of a pair whose second position is not the sequence's (it may hold anything, and 0 · NaN is not 0).
@@ -315,6 +342,7 @@ class AttentionTile {
   AttentionBuffers buffers_;
   const uint16_t* keys_[kBlockPages];
   const uint16_t* values_[kBlockPages];
+  const uint16_t* next_keys_[kBlockPages];  // to be fetched while the values are read
   const float* key_scales_[kBlockPages];
   const float* value_scales_[kBlockPages];
 };

@@ -11,6 +11,7 @@ struct ProductInput {
   int64_t left_stride;   // elements
   int64_t right_stride;  // elements from step k to step k + 1 of every right vector
   int32_t steps;
+  int64_t ahead;         // elements: as much further on, memory is fetched into the caches meanwhile
 };
 
 // sums[i][v] += Σ_k left pair · right pair, k ascending whatever ROWS and VECTORS are: a row's bits do not depend on its tile.
@@ -21,7 +22,10 @@ template <class S, int ROWS, int VECTORS>
   for (int32_t k = 0; k < in.steps; ++k) {
     typename S::H vectors[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) vectors[v] = S::load_pairs(right[v] + k * in.right_stride);
+    for (int v = 0; v < VECTORS; ++v) {
+      vectors[v] = S::load_pairs(right[v] + k * in.right_stride);
+      S::prefetch(right[v] + k * in.right_stride + in.ahead);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       const auto pair = S::set_pair(left + i * in.left_stride + 2 * k);
