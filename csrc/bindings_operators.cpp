@@ -24,6 +24,11 @@ class Rows {
   }
 
   int count() const { return count_; }
+  // What a call that names a number of rows works on; −1: all.
+  int counted(int rows) const {
+    require(rows >= -1 && rows <= count_, "there are not that many rows");
+    return rows < 0 ? count_ : rows;
+  }
   Activations& view() { return view_; }
   const Activations& view() const { return view_; }
 
@@ -40,19 +45,19 @@ class Rows {
   Activations view_;
 };
 
-void convert(Address input, int64_t stride, Rows& output) {
+void convert(Address input, int64_t stride, Rows& output, int rows) {
   require(stride >= output.view().cols, "rows overlap");
-  divide(output.count(), [&](const Operators& ops, int begin, int end) {
+  divide(output.counted(rows), [&](const Operators& ops, int begin, int end) {
     ops.convert(at<const float>(input), stride, &output.view(), begin, end);
   });
 }
 
-void linear(const Linear& weight, const Rows& input, Address output, int64_t stride, float factor, bool add) {
+void linear(const Linear& weight, const Rows& input, Address output, int64_t stride, float factor, bool add, int rows) {
+  const int count = input.counted(rows);
   input.require_form(weight);
   require(stride >= weight.rows, "rows overlap");
   const LinearJob job{&weight, &input.view(), at<float>(output), stride, factor, add};
-  divide(weight.blocks(),
-         [&](const Operators& ops, int begin, int end) { ops.linear(job, begin, end, 0, input.count()); });
+  divide(weight.blocks(), [&](const Operators& ops, int begin, int end) { ops.linear(job, begin, end, 0, count); });
 }
 
 void gated(const Linear& gate, const Linear* up, const Rows& input, Rows& output, int activation) {
@@ -128,10 +133,11 @@ void bind_operators(nb::module_& module) {
       .def_prop_ro("scale", [](const Rows& self) { return address_of(self.view().scale); })
       .def_prop_ro("scaled_sum", [](const Rows& self) { return address_of(self.view().scaled_sum); })
       .def_prop_ro("sum", [](const Rows& self) { return address_of(self.view().sum); });
-  module.def("convert", &convert, "input"_a, "stride"_a, "output"_a, Released(),
+  module.def("convert", &convert, "input"_a, "stride"_a, "output"_a, "rows"_a = -1, Released(),
              "Float rows into every form of `output`.");
   module.def("linear", &linear, "weight"_a, "input"_a, "output"_a, "stride"_a, "factor"_a = 1.0f, "add"_a = false,
-             Released(), "output [rows, weight.rows] = (add ? output : 0) + factor * (weight @ input + bias).");
+             "rows"_a = -1, Released(),
+             "output [rows, weight.rows] = (add ? output : 0) + factor * (weight @ input + bias).");
   module.def("gated", &gated, "gate"_a, "up"_a.none(), "input"_a, "output"_a, "activation"_a, Released(),
              "activation(gate x) * (up x) into the forms of `output`; activation 0 silu, 1 gelu, 2 gelu_tanh, 3 none.");
   module.def("norm", &norm, "input"_a, "stride"_a, "weight"_a, "bias"_a, "eps"_a, "kind"_a, "output"_a, Released(),
