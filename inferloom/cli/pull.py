@@ -54,8 +54,6 @@ def pull_one(name: str, tokenizer: str | None, quantization: str) -> None:
         reference = parse(name)
     except SourceError as error:
         raise InvalidRequest(error.message) from error
-    if reference.short is not None and not reference.short.runs:
-        raise InvalidRequest(f"{name} is not pulled: {reference.short.note}.")
     driver = DriverConfig(type="native")
     model = ModelConfig(
         name=reference.name, driver=driver, source=name, tok_model_id=tokenizer, quantization=quantization
@@ -87,8 +85,6 @@ def _remark(row: ShortName) -> str:
     remarks = ["embeddings"] if row.kind == "embed" else []
     if row.gated:
         remarks.append("gated: needs HF_TOKEN")
-    if row.note:
-        remarks.append(row.note)
     return ", ".join(remarks)
 
 

@@ -37,7 +37,7 @@ def locate(source: str, *, tokenizer: str | None = None, quantization: str = "no
     folder without weights, `Unsupported` for a quantization that the checkpoint cannot have.
     """
     with _reading(source):
-        reference = _understood(source)
+        reference = parse(source)
         present = _present(reference, need=_need(tokenizer))
         if present is None:
             return None
@@ -61,7 +61,7 @@ def prepare(
     """
     report = progress if progress is not None else _silent
     with _reading(source):
-        reference = _understood(source)
+        reference = parse(source)
         need = _need(tokenizer)
         present = _present(reference, need=need)
         if present is None:
@@ -80,13 +80,6 @@ def _reading(source: str) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename and str(error.filename) != source else ""
         raise SourceError(f"{source} cannot be read: {where}{error.strerror or error}.") from error
-
-
-def _understood(source: str) -> Reference:
-    reference = parse(source)
-    if reference.short is not None and not reference.short.runs:
-        raise LoadFailed(f"{source} cannot be loaded: {reference.short.note}.")
-    return reference
 
 
 def _need(tokenizer: str | None) -> Need:

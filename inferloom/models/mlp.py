@@ -51,10 +51,16 @@ class Mixture:
             mixed = self.experts[number](self._padded(x, rows))[: len(rows)]
             out.index_add_(0, rows, mixed * weights[rows, ranks, None])
         if self.shared is not None and self.shared_gate is not None:
-            out += torch.sigmoid(self.shared_gate(x)) * self.shared(x)
+            out += _sigmoid(self.shared_gate(x)) * self.shared(x)
         return out
 
     def _padded(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Those rows of x, and so many more that an expert's sums do not depend on their number."""
         padding = self.kernels.padded_rows(len(rows), x.dtype) - len(rows)
         return x.index_select(0, torch.cat((rows, rows[:1].expand(padding))) if padding else rows)
+
+
+def _sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """Of x [rows, 1], as the softmax of (x, 0): torch's own sigmoid computes the last few rows by another formula, so that a
+    row's bits would depend on how many rows there are."""
+    return torch.softmax(torch.cat((x, torch.zeros_like(x)), dim=1), dim=1)[:, :1]

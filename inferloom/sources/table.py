@@ -10,11 +10,7 @@ from inferloom.types import ModelKind
 
 
 class ShortName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One row. `size_bytes` is what is downloaded (of hub models: rounded, the weights alone).
-
-    `runs` is False for families that this version refuses when they are loaded; they stand here so that the
-    refusal can name the family instead of "no such model".
-    """
+    """One row. `size_bytes` is what is downloaded (of hub models: rounded, the weights alone)."""
 
     name: str
     source: str
@@ -26,8 +22,6 @@ class ShortName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256: str | None = None  # of the GGUF file, or of the folder's model.safetensors
     sampling: dict[str, float] = {}  # what the model's card recommends, where its file does not say
     gated: bool = False  # the hub asks for the licence to be accepted, and for HF_TOKEN
-    runs: bool = True
-    note: str = ""
 
 
 def _hub(
@@ -38,7 +32,6 @@ def _hub(
     *,
     kind: ModelKind = "generate",
     gated: bool = False,
-    refused: str = "",
 ) -> ShortName:
     return ShortName(
         name=name,
@@ -48,8 +41,6 @@ def _hub(
         kind=kind,
         dtype="float32" if kind == "embed" else None,
         gated=gated,
-        runs=not refused,
-        note=refused,
     )
 
 
@@ -76,8 +67,6 @@ _STARTERS = (
     ),
 )
 
-_GEMMA = "the Gemma family is not run by this version yet"
-_PHI = "the Phi family is not run by this version yet"
 
 _HUB = (
     _hub("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 0.72, "Apache-2.0"),
@@ -96,10 +85,10 @@ _HUB = (
     _hub("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 2.5, "Llama 3.2 Community License", gated=True),
     _hub("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 6.4, "Llama 3.2 Community License", gated=True),
     _hub("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", 14.5, "Apache-2.0"),
-    _hub("gemma3-270m", "google/gemma-3-270m-it", 0.54, "Gemma Terms of Use", gated=True, refused=_GEMMA),
-    _hub("gemma3-1b", "google/gemma-3-1b-it", 2.0, "Gemma Terms of Use", gated=True, refused=_GEMMA),
-    _hub("phi3-mini", "microsoft/Phi-3-mini-4k-instruct", 7.6, "MIT", refused=_PHI),
-    _hub("phi4-mini", "microsoft/Phi-4-mini-instruct", 7.7, "MIT", refused=_PHI),
+    _hub("gemma3-270m", "google/gemma-3-270m-it", 0.54, "Gemma Terms of Use", gated=True),
+    _hub("gemma3-1b", "google/gemma-3-1b-it", 2.0, "Gemma Terms of Use", gated=True),
+    _hub("phi3-mini", "microsoft/Phi-3-mini-4k-instruct", 7.6, "MIT"),
+    _hub("phi4-mini", "microsoft/Phi-4-mini-instruct", 7.7, "MIT"),
     _hub("minilm-l12", "sentence-transformers/all-MiniLM-L12-v2", 0.13, "Apache-2.0", kind="embed"),
     _hub("bge-small", "BAAI/bge-small-en-v1.5", 0.13, "MIT", kind="embed"),
     _hub("bge-base", "BAAI/bge-base-en-v1.5", 0.44, "MIT", kind="embed"),

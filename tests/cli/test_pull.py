@@ -48,7 +48,6 @@ def test_the_list_has_every_short_name_with_its_source(tmp_path: Path) -> None:
         ("nosuchname", 2, "error: 'nosuchname' is neither an existing path, nor a short name"),
         ("./nothing", 2, "error: there is no file or folder './nothing'"),
         ("pypi:name", 2, "with an exact version"),
-        ("gemma3-1b", 2, "error: gemma3-1b is not pulled: the Gemma family is not run by this version yet."),
         (".", 1, "error: invalid format: "),
         ("owner/name", 1, "error: HF_HUB_OFFLINE is set, and owner/name is not complete in the hub's cache"),
     ],

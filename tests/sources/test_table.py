@@ -32,11 +32,6 @@ def test_the_starters_are_packages_with_checksums() -> None:
     assert SHORT_NAMES["minilm"].kind == "embed"
 
 
-def test_a_family_that_is_not_run_says_so() -> None:
-    for row in SHORT_NAMES.values():
-        assert row.runs or "not run by this version" in row.note
-
-
 def test_the_documentation_has_every_row_and_no_other() -> None:
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     table = page.partition("## Short names")[2].partition("## Packages")[0]
@@ -49,5 +44,4 @@ def test_the_documentation_has_every_row_and_no_other() -> None:
     for cells, row in zip(shown, SHORT_NAMES.values(), strict=True):
         assert cells[1].strip("`") == row.source.partition("#")[0]
         assert cells[2] == row.licence
-        assert ("not run yet" in cells[3]) is not row.runs
         assert ("gated" in cells[3]) is row.gated
