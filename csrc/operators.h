@@ -7,6 +7,7 @@
 
 #include "activations.h"
 #include "linear.h"
+#include "sampling.h"
 
 namespace inferloom {
 
@@ -129,6 +130,7 @@ struct Operators {
   void (*merge)(const AttentionSpec&, const AttentionUnit&, const float* partials, int splits, float* output, int64_t output_stride);
   // output = soft_cap * tanh(x / soft_cap), in place, over [row_begin, row_end) of logits.
   void (*soft_cap)(float* logits, int64_t stride, int cols, float cap, int row_begin, int row_end);
+  SamplingOperators sampling;
 };
 
 size_t attention_scratch(const AttentionSpec&);  // floats

@@ -29,6 +29,7 @@ struct Simd {
   SIMD_INLINE I load(const int32_t* p) { return _mm512_loadu_si512(p); }
   SIMD_INLINE void store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   SIMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  SIMD_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // second level
 
   // Floats.
   SIMD_INLINE F zero() { return _mm512_setzero_ps(); }
@@ -74,6 +75,7 @@ struct Simd {
 
   // Masks.
   SIMD_INLINE M first(int n) { return static_cast<M>((1u << n) - 1u); }
+  SIMD_INLINE M is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   SIMD_INLINE M greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   SIMD_INLINE bool any(M m) { return m != 0; }
   SIMD_INLINE uint32_t bits(M m) { return m; }

@@ -33,6 +33,7 @@ struct Simd {
   SIMD_INLINE I load(const int32_t* p) { I v; std::memcpy(&v, p, 64); return v; }
   SIMD_INLINE void store(int32_t* p, I v) { std::memcpy(p, &v, 64); }
   SIMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+  SIMD_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // to the second-level cache
 
   // Floats.
   SIMD_INLINE F zero() { return F{}; }
@@ -100,6 +101,7 @@ struct Simd {
     const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return lane < n;
   }
+  SIMD_INLINE M is_nan(F a) { return a != a; }
   SIMD_INLINE M greater(F a, F b) { return a > b; }
   SIMD_INLINE bool any(M m) {
     int32_t s = 0;

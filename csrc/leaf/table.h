@@ -9,6 +9,7 @@
 #include "../kernels/heads.h"
 #include "../kernels/linear_layer.h"
 #include "../kernels/norm.h"
+#include "../kernels/sampling.h"
 #include "../kernels/soft_cap.h"
 #include "tables.h"
 
@@ -17,7 +18,8 @@ namespace inferloom {
 template <class S>
 constexpr Operators make_table(const char* name) {
   return {name,      &linear<S>, &gated<S>, &norm<S>,   &norm_rows<S>, &convert<S>,
-          &embed<S>, &heads<S>,  &attend<S>, &merge<S>, &soft_cap<S>};
+          &embed<S>, &heads<S>,  &attend<S>, &merge<S>, &soft_cap<S>,
+          sampling_operators<S>()};
 }
 
 }  // namespace inferloom

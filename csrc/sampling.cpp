@@ -1,0 +1,232 @@
+#include "sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "operators.h"
+
+namespace inferloom {
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int32_t kNucleus = 64;  // tokens among which a top-p is looked for first; sampler.py's smallest size
+constexpr int kBins = 4096;
+constexpr float kBinsPerNat = 64.0f;
+
+struct Candidate {
+  float logit;
+  int32_t id;
+  bool operator<(const Candidate& other) const { return logit > other.logit || (logit == other.logit && id < other.id); }
+};
+
+// One thread's work on one row after another; the buffers are kept between rows.
+class RowSampler {
+ public:
+  RowSampler(const SamplingOperators& operators, int32_t vocab) : ops_(operators), vocab_(vocab) {
+    maxima_.resize(static_cast<size_t>((vocab + kMaximumBlock - 1) / kMaximumBlock));
+    masses_.resize(static_cast<size_t>((vocab + kMassBlock - 1) / kMassBlock));
+  }
+
+  int32_t draw(const float* logits, const Draw& draw) {
+    if (!look_at(logits)) return -1;
+    if (!(draw.temperature > 0)) return first_best(logits);
+    const ScoredRow row{logits, vocab_, top_, std::max(draw.temperature, 1e-30f), draw.min_p > 0 ? std::log(draw.min_p) : -kInfinity};
+    const bool limited = draw.top_k > 0 && draw.top_k < vocab_;
+    if (limited || draw.top_p < 1) {
+      const std::vector<Candidate>& best = best_of(logits, limited ? draw.top_k : std::min(kNucleus, vocab_));
+      const int32_t token = draw_among(best, row, draw, limited);
+      return token >= 0 ? token : draw_nucleus(row, draw);
+    }
+    return draw_free(row, draw.dice);
+  }
+
+  // The best `count` logits, best first. `look_at` has seen the row.
+  const std::vector<Candidate>& best_of(const float* logits, int32_t count) {
+    // The count-th largest maximum of a block is no larger than the count-th largest logit: what lies below it is out.
+    float threshold = -kInfinity;
+    if (static_cast<size_t>(count) <= maxima_.size()) {
+      ordered_ = maxima_;
+      std::nth_element(ordered_.begin(), ordered_.begin() + (count - 1), ordered_.end(), std::greater<float>());
+      threshold = ordered_[static_cast<size_t>(count) - 1];
+    }
+    best_.clear();
+    float values[kMaximumBlock];
+    int32_t ids[kMaximumBlock];
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+      if (maxima_[block] < threshold) continue;
+      const int32_t begin = static_cast<int32_t>(block) * kMaximumBlock;
+      const int32_t found = ops_.at_least(logits, begin, std::min(kMaximumBlock, vocab_ - begin), threshold, values, ids);
+      for (int32_t i = 0; i < found; ++i) best_.push_back({values[i], ids[i]});
+    }
+    if (best_.size() > static_cast<size_t>(count)) {
+      std::nth_element(best_.begin(), best_.begin() + count, best_.end());
+      best_.resize(static_cast<size_t>(count));
+    }
+    std::sort(best_.begin(), best_.end());
+    return best_;
+  }
+
+  // Whether the row is a distribution; its maxima are kept.
+  bool look_at(const float* logits) {
+    if (!ops_.maxima(logits, vocab_, maxima_.data())) return false;
+    top_ = *std::max_element(maxima_.begin(), maxima_.end());
+    return std::isfinite(top_);
+  }
+
+  double log_of_sum(const float* logits) {
+    return static_cast<double>(top_) + std::log(whole_mass({logits, vocab_, top_, 1.0f, -kInfinity}));
+  }
+
+ private:
+  int32_t first_best(const float* logits) const {
+    const auto block = std::find(maxima_.begin(), maxima_.end(), top_) - maxima_.begin();
+    return static_cast<int32_t>(std::find(logits + block * kMaximumBlock, logits + vocab_, top_) - logits);
+  }
+
+  double whole_mass(const ScoredRow& row) {
+    ops_.masses(row, masses_.data());
+    double sum = 0;
+    for (float mass : masses_) sum += mass;
+    return sum;
+  }
+
+  // From tokens that are sorted, best first; −1 if top-p reaches beyond them.
+  int32_t draw_among(const std::vector<Candidate>& best, const ScoredRow& row, const Draw& draw, bool limited) {
+    weights_.clear();
+    double sum = 0;
+    for (const Candidate& c : best) {
+      const float score = (c.logit - row.top) / row.temperature;
+      weights_.push_back(std::exp(score));
+      sum += weights_.back();
+    }
+    // Under top-k the mass is that of the tokens it left; without, the whole vocabulary's, min-p or not.
+    ScoredRow everything = row;
+    everything.least = -kInfinity;
+    const double whole = limited ? sum : whole_mass(everything);
+    if (!limited && best.size() < static_cast<size_t>(vocab_) && sum < draw.top_p * whole) return -1;
+    double before = 0, kept = 0;
+    size_t last = 0;
+    for (size_t i = 0; i < best.size(); ++i) {
+      const bool stays = before < draw.top_p * whole && (best[i].logit - row.top) / row.temperature >= row.least;
+      before += weights_[i];
+      if ((stays && weights_[i] > 0) || i == 0) kept += weights_[i], last = i;  // top_p = 0 leaves the best
+    }
+    double reached = 0;
+    for (size_t i = 0; i <= last; ++i) {
+      reached += weights_[i];
+      if (reached > draw.dice * kept) return best[i].id;
+    }
+    return best[last].id;
+  }
+
+  // From the whole vocabulary, less what min-p forbids, in the order of ids.
+  int32_t draw_free(const ScoredRow& row, double dice) {
+    const double target = dice * whole_mass(row);
+    size_t block = 0;  // the first that reaches the target; where rounding leaves none, the last that has mass
+    double before = 0, reached = 0;
+    for (size_t i = 0; i < masses_.size() && !(reached > target); ++i) {
+      if (!(masses_[i] > 0)) continue;
+      block = i;
+      before = reached;
+      reached += masses_[i];
+    }
+    weights_.resize(kMassBlock);
+    const int32_t begin = static_cast<int32_t>(block) * kMassBlock, n = std::min(kMassBlock, vocab_ - begin);
+    ops_.weights(row, begin, n, weights_.data());
+    return begin + invert(weights_.data(), n, target - before);
+  }
+
+  // The first place whose cumulated weight exceeds `target`; where rounding leaves none, the last that has weight.
+  static int32_t invert(const float* weights, int32_t n, double target) {
+    double reached = 0;
+    int32_t last = 0;
+    for (int32_t i = 0; i < n; ++i) {
+      if (weights[i] > 0) last = i;
+      reached += weights[i];
+      if (reached > target) return i;
+    }
+    return last;
+  }
+
+  // Top-p where it reaches far into the vocabulary: the mass in bins of the score, and a sort of the one bin in which it reaches
+  // top_p. Tokens that tie with the nucleus' last belong to it. Drawn in the order of ids.
+  int32_t draw_nucleus(const ScoredRow& row, const Draw& draw) {
+    weights_.resize(static_cast<size_t>(vocab_));
+    ScoredRow everything = row;
+    everything.least = -kInfinity;
+    ops_.weights(everything, 0, vocab_, weights_.data());
+    bins_.assign(kBins, 0);
+    for (int32_t i = 0; i < vocab_; ++i) bins_[bin_of(row, i)] += weights_[static_cast<size_t>(i)];
+    double sum = 0;
+    for (double mass : bins_) sum += mass;
+    const double wanted = draw.top_p * sum;
+    size_t last = 0;
+    double before = 0;
+    while (last + 1 < bins_.size() && before + bins_[last] < wanted) before += bins_[last++];
+    ordered_.clear();
+    for (int32_t i = 0; i < vocab_; ++i)
+      if (bin_of(row, i) == last) ordered_.push_back(weights_[static_cast<size_t>(i)]);
+    std::sort(ordered_.begin(), ordered_.end(), std::greater<float>());
+    size_t count = 0;
+    for (; count + 1 < ordered_.size() && before + ordered_[count] < wanted; ++count) before += ordered_[count];
+    const float threshold = ordered_.empty() ? 0.0f : ordered_[count];
+    double kept = 0;
+    for (int32_t i = 0; i < vocab_; ++i) {
+      float& weight = weights_[static_cast<size_t>(i)];
+      if (weight < threshold || (row.logits[i] - row.top) / row.temperature < row.least) weight = 0;
+      kept += weight;
+    }
+    return invert(weights_.data(), vocab_, draw.dice * kept);
+  }
+
+  static size_t bin_of(const ScoredRow& row, int32_t i) {
+    const float bin = (row.top - row.logits[i]) / row.temperature * kBinsPerNat;
+    return bin < kBins - 1 ? static_cast<size_t>(bin) : kBins - 1;
+  }
+
+  const SamplingOperators& ops_;
+  const int32_t vocab_;
+  float top_ = 0;
+  std::vector<float> maxima_, masses_, weights_, ordered_;
+  std::vector<double> bins_;
+  std::vector<Candidate> best_;
+};
+
+}  // namespace
+
+void sample(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const Draw* draws, int32_t count,
+            int32_t* tokens, int threads) {
+#pragma omp parallel num_threads(std::max(1, std::min(threads, count)))
+  {
+    RowSampler sampler(operators.sampling, vocab);
+#pragma omp for schedule(dynamic)
+    for (int32_t i = 0; i < count; ++i) tokens[i] = sampler.draw(logits + draws[i].row * stride, draws[i]);
+  }
+}
+
+void log_probabilities(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const int64_t* rows,
+                       const int32_t* tokens, int32_t count, int32_t best, float* chosen, int32_t* ids, float* values, int threads) {
+#pragma omp parallel num_threads(std::max(1, std::min(threads, count)))
+  {
+    RowSampler sampler(operators.sampling, vocab);
+#pragma omp for schedule(dynamic)
+    for (int32_t i = 0; i < count; ++i) {
+      const float* row = logits + rows[i] * stride;
+      const bool valid = sampler.look_at(row);
+      const double sum = valid ? sampler.log_of_sum(row) : std::numeric_limits<double>::quiet_NaN();
+      chosen[i] = static_cast<float>(row[tokens[i]] - sum);
+      if (best <= 0) continue;
+      const auto& candidates = sampler.best_of(row, best);
+      for (int32_t j = 0; j < best; ++j) {
+        ids[int64_t{i} * best + j] = candidates[static_cast<size_t>(j)].id;
+        values[int64_t{i} * best + j] = static_cast<float>(candidates[static_cast<size_t>(j)].logit - sum);
+      }
+    }
+  }
+}
+
+}  // namespace inferloom
