@@ -9,7 +9,7 @@ import torch
 from inferloom.formats.layouts import Layout, PackedTensor
 from inferloom.kernels.native import library
 from inferloom.models.decoder import DecoderWeights, Layer
-from inferloom.models.linears import LinearLike
+from inferloom.models.linears import Linear, LinearLike, PackedLinear
 from inferloom.models.mlp import MLP
 from inferloom.models.norms import Norm
 from inferloom.models.rope import RopeSpec
@@ -90,6 +90,7 @@ class NativeWeights:
         return native
 
     def _linear(self, linear: LinearLike) -> Any:
+        assert isinstance(linear, Linear | PackedLinear), type(linear)
         return self._matrix(linear.weight, linear.bias)
 
     def _matrix(self, matrix: torch.Tensor | PackedTensor, bias: torch.Tensor | None) -> Any:

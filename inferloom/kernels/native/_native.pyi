@@ -113,3 +113,78 @@ def attend(
     output: int,
     output_stride: int,
 ) -> None: ...
+
+# csrc/decoder.h
+class DecoderSpec:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    attention_scale: float
+    attention_soft_cap: float
+    embedding_factor: float
+    residual_factor: float
+    logit_factor: float
+    logit_soft_cap: float
+    norm_whole_rows: bool
+    parallel_residual: bool
+    int8_group: int
+    layer_norm: bool
+    activation: int
+
+class Norm:
+    def __init__(self, weight: int, bias: int = 0) -> None: ...
+
+class DecoderLayer:
+    input_norm: Norm
+    attention_out_norm: Norm
+    mlp_norm: Norm
+    mlp_out_norm: Norm
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+    window: int
+    rope: int
+    def set_q_norm(self, address: int, /) -> None: ...
+    def set_k_norm(self, address: int, /) -> None: ...
+    def set_sinks(self, address: int, /) -> None: ...
+
+class DecoderWeights:
+    embedding: Linear
+    positions: Linear
+    norm: Norm
+    head: Linear
+    def add_layer(self, layer: DecoderLayer, /) -> None: ...
+
+class Decoder:
+    profiled: bool
+    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, threads: int) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def kv_bytes_per_page(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def profiled_steps(self) -> int: ...
+    def set_kv(self, pool: int, pages: int) -> None: ...
+    def set_rope(self, table: int, cos_sin: int, positions: int, rotary: int) -> None: ...
+    def step(
+        self,
+        token_ids: list[int],
+        starts: list[int],
+        context_lens: list[int],
+        page_tables: list[list[int]],
+        logit_rows: list[int],
+        logits: int,
+    ) -> None: ...
+    def profile(self) -> dict[str, list[float]]: ...
