@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,7 +46,15 @@ def test_rms_norm(dtype: torch.dtype) -> None:
     assert close(KERNELS.rms_norm(x, weight, 1e-5), x.double() / (square + 1e-5).sqrt() * weight.double())
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_layer_norm(dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((5, 48), (48,), (48,)))
+    wide = x.double() - x.double().mean(-1, keepdim=True)
+    scaled = wide / ((wide**2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    assert close(KERNELS.layer_norm(x, weight, bias, 1e-5), scaled + bias.double())
+    assert close(KERNELS.layer_norm(x, weight, None, 1e-5), scaled)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
 def test_gated(activation: str, dtype: torch.dtype) -> None:
     gate, up = torch.randn(5, 48).to(dtype), torch.randn(5, 48).to(dtype)
     g = gate.double()
@@ -52,12 +62,15 @@ def test_gated(activation: str, dtype: torch.dtype) -> None:
         "silu": g / (1 + (-g).exp()),
         "gelu": g * 0.5 * (1 + torch.erf(g / 2**0.5)),
         "gelu_tanh": g * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (g + 0.044715 * g**3))),
+        "relu": g.clamp(min=0),
     }[activation]
-    assert close(KERNELS.gated(gate, up, activation), formula * up.double())
+    assert close(KERNELS.gated(gate.clone(), up, activation), formula * up.double())
+    assert close(KERNELS.gated(gate, None, activation), formula)
 
 
+@pytest.mark.parametrize("turned_part", [16, 6, 0])
 @pytest.mark.parametrize("normed", [True, False])
-def test_rope_and_write(normed: bool, dtype: torch.dtype) -> None:
+def test_rope_and_write(normed: bool, turned_part: int, dtype: torch.dtype) -> None:
     shape, rows = HeadShape(heads=4, kv_heads=2, head_dim=16), 6
     pool = torch.randn(PAGES, 2, 2, 32, 16).to(dtype)
     # Three rows that end a page and begin the next, three that lie within one; two rows of padding.
@@ -67,16 +80,17 @@ def test_rope_and_write(normed: bool, dtype: torch.dtype) -> None:
     )
     qkv = torch.randn(8, 8 * 16).to(dtype)
     norm = torch.randn(6, 16).to(dtype) if normed else None
-    angles = torch.rand(8, 1, 8).double() * 6
-    cos = torch.cat((angles.cos(), angles.cos()), -1).to(dtype)
-    sin = torch.cat((-angles.sin(), angles.sin()), -1).to(dtype)
+    angles = torch.rand(8, 1, turned_part // 2).double() * 6
+    cos = torch.cat((angles.cos(), angles.cos()), -1).to(dtype) if turned_part else None
+    sin = torch.cat((-angles.sin(), angles.sin()), -1).to(dtype) if turned_part else None
     heads = qkv.double().view(8, 8, 16)[:rows]
     turned = heads[:, :6]
     if norm is not None:
         turned = turned / ((turned**2).mean(-1, keepdim=True) + 1e-6).sqrt() * norm.double()
-    half = torch.cat((-turned[..., 8:], turned[..., :8]), -1)
+    part, rest = turned[..., :turned_part], turned[..., turned_part:]
+    half = torch.cat((-part[..., turned_part // 2 :], part[..., : turned_part // 2]), -1)
     plain = angles[:rows].repeat(1, 1, 2)
-    turned = turned * plain.cos() + half * plain.sin()
+    turned = torch.cat((part * plain.cos() + half * plain.sin(), rest), -1)
     before = pool.clone()
 
     q = KERNELS.rope_and_write(
@@ -98,6 +112,10 @@ def naive_attention(
     lens: list[int],
     tables: list[list[int]],
     window: int | None,
+    *,
+    scale: float = 0.25,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows, heads, dim = q.shape
     out = torch.zeros(rows, heads, dim, dtype=torch.float64)
@@ -110,8 +128,13 @@ def naive_attention(
             low = 0 if window is None else max(0, position + 1 - window)
             for head in range(heads):
                 kv = head * keys.shape[1] // heads
-                scores = keys[low : position + 1, kv] @ q[row, head].double() / dim**0.5
-                out[row, head] = scores.softmax(0) @ values[low : position + 1, kv]
+                scores = keys[low : position + 1, kv] @ q[row, head].double() * scale
+                if soft_cap is not None:
+                    scores = soft_cap * (scores / soft_cap).tanh()
+                if sinks is not None:
+                    scores = torch.cat((scores, sinks[head : head + 1].double()))
+                weights = scores.softmax(0)[: position + 1 - low]
+                out[row, head] = weights @ values[low : position + 1, kv]
     return out.flatten(1)
 
 
@@ -140,6 +163,32 @@ def test_paged_attention(name: str, window: int | None, dtype: torch.dtype) -> N
 
     assert close(ours[: starts[-1]], naive_attention(q, pool, starts, lens, tables, window))
     assert not ours[starts[-1] :].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": 0.7},
+        {"soft_cap": 1.5},
+        {"sinks": torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0])},
+        {"scale": 0.4, "soft_cap": 2.0, "sinks": torch.linspace(-1, 2, 6)},
+    ],
+    ids=["scale", "soft cap", "sinks", "all"],
+)
+def test_paged_attention_with_a_scale_a_soft_cap_and_sinks(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    counts, lens = BATCHES["decodes among chunks"]
+    starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    order = iter(torch.randperm(PAGES).tolist())
+    tables = [[next(order) for _ in range(-(-length // 32))] for length in lens]
+    plan = plan_of(counts, starts, lens, tables, 60, dtype)
+    q = torch.randn(starts[-1], 6, 16).to(dtype)
+    pool = torch.randn(PAGES, 2, 2, 32, 16).to(dtype)
+
+    ours = KERNELS.paged_attention(q, pool, plan, 60, **options)
+
+    assert close(ours[: starts[-1]], naive_attention(q, pool, starts, lens, tables, 60, **options))
 
 
 def plan_of(
