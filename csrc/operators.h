@@ -7,6 +7,7 @@
 
 #include "activations.h"
 #include "linear.h"
+#include "lora.h"
 #include "sampling.h"
 
 namespace inferloom {
@@ -131,6 +132,7 @@ struct Operators {
   // output = soft_cap * tanh(x / soft_cap), in place, over [row_begin, row_end) of logits.
   void (*soft_cap)(float* logits, int64_t stride, int cols, float cap, int row_begin, int row_end);
   SamplingOperators sampling;
+  LoraOperators lora;
 };
 
 size_t attention_scratch(const AttentionSpec&);  // floats

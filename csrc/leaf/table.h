@@ -8,6 +8,7 @@
 #include "../kernels/gated.h"
 #include "../kernels/heads.h"
 #include "../kernels/linear_layer.h"
+#include "../kernels/lora.h"
 #include "../kernels/norm.h"
 #include "../kernels/sampling.h"
 #include "../kernels/soft_cap.h"
@@ -19,7 +20,7 @@ template <class S>
 constexpr Operators make_table(const char* name) {
   return {name,      &linear<S>, &gated<S>, &norm<S>,   &norm_rows<S>, &convert<S>,
           &embed<S>, &heads<S>,  &attend<S>, &merge<S>, &soft_cap<S>,
-          sampling_operators<S>()};
+          sampling_operators<S>(), lora_operators<S>()};
 }
 
 }  // namespace inferloom
