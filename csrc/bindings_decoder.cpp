@@ -1,4 +1,4 @@
-// `Decoder` for Python (`Linear` is bound in bindings_operators.cpp): weights and tables as addresses, a batch as plain lists of integers, which are read here faster than numpy would
+// `Decoder` for Python: weights and tables as addresses, a batch as plain lists of integers, which are read here faster than numpy would
 // make arrays of them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -91,6 +91,16 @@ void set_floats(DecoderLayer& layer, uintptr_t address) {
 }  // namespace
 
 void bind_decoder(nb::module_& module) {
+  nb::class_<Linear>(module, "Linear", "A weight matrix at an address, in a layout of csrc/layouts.md.")
+      .def("__init__",
+           [](Linear* self, int layout, int rows, int cols, uintptr_t data, uintptr_t bias) {
+             if (layout < 0 || layout > static_cast<int>(Layout::Q4_32)) throw std::invalid_argument("there is no such layout");
+             new (self) Linear{static_cast<Layout>(layout), rows, cols, pointer<void>(data), pointer<float>(bias)};
+           },
+           "layout"_a, "rows"_a, "cols"_a, "data"_a, "bias"_a = 0)
+      .def_ro("rows", &Linear::rows)
+      .def_ro("cols", &Linear::cols);
+
   nb::class_<Norm>(module, "Norm", "Weight and bias, float32 [hidden_size]; address 0: ones, and none.")
       .def("__init__",
            [](Norm* self, uintptr_t weight, uintptr_t bias) {

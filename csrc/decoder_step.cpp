@@ -181,6 +181,7 @@ void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const Attent
     const AttentionShare& share = plan.shares[static_cast<size_t>(i)];
     AttentionUnit unit = share.unit;
     if (share.partial >= 0) unit.partial = partials + share.partial;
+    if (static_cast<size_t>(i) + 1 < plan.shares.size()) unit.next = &plan.shares[static_cast<size_t>(i) + 1].unit;
     operators_.attend(attention, pool, unit, qkv, qkv_stride_, mixed, queries, own_.scratch.at<float>());
   });
   watch_.mark(Stage::ATTENTION);
