@@ -1,7 +1,8 @@
-"""Entries of the cache: one folder for each checkpoint that was converted or packed, in Hugging Face's layout.
+"""Entries of the cache: one folder for each checkpoint that was converted or packed.
 
-`gguf/KEY` are GGUF files in the kernels' layouts, `packed/KEY` checkpoints that were quantised here. A folder is built
-beside its place and renamed, its manifest is written last, and a lock keeps a second process from building the same.
+`gguf/KEY` are GGUF files in the kernels' layouts, `packed/KEY` the weights of checkpoints that were quantised here. A folder
+is built beside its place and renamed, its manifest is written last, and a lock keeps a second process from building the
+same. `models/NAME` are downloads: they are listed, and never removed to make room, as they may not be had again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Progress = Callable[[LoadProgress], None]
 WEIGHTS = "model.safetensors"
 MANIFEST = "inferloom.json"
 KINDS = ("gguf", "packed")
+DOWNLOADS = "models"
 _UNFINISHED = (".partial", ".old")
+_WEIGHTS = (".safetensors", ".bin")
 _FRESH = 60.0  # seconds for which an entry that was just asked for is not removed: whoever asked is about to map it
 
 
@@ -55,17 +58,7 @@ class Entry(msgspec.Struct, frozen=True):
     @property
     def in_use(self) -> bool:
         """Whether a worker has the weights mapped: it holds a shared lock on them."""
-        try:
-            descriptor = os.open(self.folder / WEIGHTS, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return any(_is_held(file) for file in self.folder.rglob("*") if file.suffix in _WEIGHTS)
 
 
 def folder_of(kind: str, key: str) -> Path:
@@ -95,8 +88,8 @@ def is_whole(folder: Path, version: int) -> bool:
 
 def hold(path: Path, descriptor: int) -> None:
     """Keep the entry with the weights `path` for as long as `descriptor`, opened on them, stays open, and note its use.
-    Files that are no entry's are left alone."""
-    if (path.parent / MANIFEST).exists():
+    Files outside of the cache are left alone."""
+    if path.is_relative_to(cache_dir()):
         with contextlib.suppress(
             OSError
         ):  # a file system without locks: it may be removed, the mapping stays
@@ -106,8 +99,10 @@ def hold(path: Path, descriptor: int) -> None:
 
 def mark_used(folder: Path) -> None:
     """Note that the entry was used just now. What is no entry is left alone."""
-    with contextlib.suppress(OSError):
-        os.utime(folder / MANIFEST)
+    if folder.is_relative_to(cache_dir()):
+        manifest = folder / MANIFEST
+        with contextlib.suppress(OSError):
+            os.utime(manifest if manifest.exists() else folder)
 
 
 def build(folder: Path, manifest: Manifest, write: Callable[[Path], None], progress: Progress) -> None:
@@ -170,6 +165,19 @@ def entries() -> list[Entry]:
     return [entry for kind in KINDS for entry in _of_kind(kind)]
 
 
+def downloads() -> list[Entry]:
+    """The weights that were fetched in packages; of these, `last_use` is when they were fetched or last mapped."""
+    try:
+        folders = [path for path in (cache_dir() / DOWNLOADS).iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    return [
+        Entry(DOWNLOADS, path.name, path.name, "", _bytes_in(path), path.stat().st_mtime, path)
+        for path in folders
+        if path.suffix not in _UNFINISHED
+    ]
+
+
 def remove(entry: Entry) -> bool:
     """Delete the entry unless a worker has it mapped or a process is building it anew; whether it is gone."""
     with exclusive_at_once(_lock(entry.folder)) as alone:
@@ -188,13 +196,34 @@ def remove_leftovers() -> int:
                 continue
             with exclusive_at_once(_lock(folder.with_suffix(""))) as alone:
                 if alone:
-                    freed += sum(file.stat().st_size for file in folder.iterdir())
+                    freed += _bytes_in(folder)
                     shutil.rmtree(folder, ignore_errors=True)
     return freed
 
 
+def _is_held(file: Path) -> bool:
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def _lock(folder: Path) -> Path:
-    return cache_dir() / "locks" / f"{folder.parent.name}-{folder.name}.lock"
+    prefix = (
+        "" if folder.parent.name == DOWNLOADS else f"{folder.parent.name}-"
+    )  # as `sources.packages` locks
+    return cache_dir() / "locks" / f"{prefix}{folder.name}.lock"
 
 
 def _discard(folder: Path) -> None:
@@ -215,7 +244,7 @@ def _of_kind(kind: str) -> Iterator[Entry]:
         try:
             status = (folder / MANIFEST).stat()
             manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-            size = sum(file.stat().st_size for file in folder.iterdir())
+            size = _bytes_in(folder)
         except (OSError, msgspec.MsgspecError):
             continue
         yield Entry(kind, folder.name, manifest.source, manifest.scheme, size, status.st_mtime, folder)

@@ -49,6 +49,8 @@ class PackedTensor:
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """The rows `indices` [n] dequantised: float32 [n, in_features]. What an embedding is asked for."""
         wanted = indices.cpu().numpy()
+        if not len(wanted):
+            return torch.empty(0, self.shape[1])
         blocks = self._blocks()[wanted // ROWS]
         values = values_of(blocks, self.layout).reshape(len(wanted), ROWS, -1)
         return torch.from_numpy(values[np.arange(len(wanted)), wanted % ROWS, : self.shape[1]])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.layouts import Layout, PackedTensor, dequantise
 from inferloom.formats.weights import open_weights
 
 
@@ -191,3 +192,61 @@ def test_a_file_that_is_gone_is_named_and_nothing_stays_open(tmp_path: Path) -> 
     with pytest.raises(LoadFailed, match=r"2\.safetensors cannot be opened: No such file"):
         open_weights(checkpoint(path, tmp_path / "2.safetensors"))
     assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
+
+
+# --- packed matrices --------------------------------------------------------------------------------------------------
+
+
+def packed_file(
+    path: Path, *, size: int = 320, offset: int = 0, dtype: str = "U8", **described: object
+) -> Path:
+    meaning = {"a": {"layout": "Q4_32", "shape": [16, 32], **described}}
+    header = {
+        "__metadata__": {"inferloom.layouts": json.dumps(meaning)},
+        "a": {"dtype": dtype, "shape": [size], "data_offsets": [offset, offset + size]},
+    }
+    raw = json.dumps(header).encode()
+    raw += b" " * (-(len(raw) + 8) % 64)
+    return write(path, raw, b"\0" * (size + offset))
+
+
+def test_a_packed_matrix_is_a_view_of_the_mapping(tmp_path: Path) -> None:
+    path = packed_file(tmp_path / "m.safetensors")
+    tensor = open_weights(checkpoint(path))["a"]
+    assert isinstance(tensor, PackedTensor)
+    assert (tensor.layout, tensor.shape, tensor.nbytes, tensor.numel()) == (Layout.Q4_32, (16, 32), 320, 512)
+    assert tensor.data.data_ptr() % 64 == 0
+    assert not dequantise(tensor).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layout": "Q3_7"}, "has the unknown layout 'Q3_7'"),
+        ({"layout": "BF16"}, "has the unknown layout 'BF16'"),
+        ({"shape": [17, 32]}, "has 320 bytes of U8 for a Q4_32 matrix of shape"),
+        ({"shape": [0, 32]}, "has 320 bytes of U8"),
+        ({"shape": [-16, -32]}, "has 320 bytes of U8"),
+        ({"shape": [16, 32, 1]}, "cannot be read"),
+        ({"shape": "16"}, "cannot be read"),
+        ({"more": 1}, "cannot be read"),
+        ({"dtype": "I8"}, "has 320 bytes of I8"),
+        ({"offset": 32}, "does not begin at a multiple of 64 bytes"),
+    ],
+)
+def test_a_packed_matrix_that_does_not_fit_its_description_is_refused(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    path = packed_file(tmp_path / "m.safetensors", **changes)
+    with pytest.raises(InvalidFormat, match=says):
+        open_weights(checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[", "cannot be read"), ('{"b": {"layout": "Q4_32", "shape": [16, 32]}}', "does not hold")],
+)
+def test_a_description_that_means_nothing_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    header = {"__metadata__": {"inferloom.layouts": text}, **entry()}
+    with pytest.raises(InvalidFormat, match=says):
+        open_weights(checkpoint(write(tmp_path / "m.safetensors", header)))
