@@ -1,4 +1,4 @@
-"""The decoder against `transformers`, and against itself in other company."""
+"""The reference decoder against `transformers`, and against itself in other company."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = 32
 
 
 def executor_of(checkpoint: Checkpoint, activation_dtype: str = "float32") -> Executor:
-    executor = load(checkpoint, activation_dtype=activation_dtype)
+    executor = load(checkpoint, activation_dtype=activation_dtype, executor="reference")
     assert isinstance(executor, Executor)
     return executor
 

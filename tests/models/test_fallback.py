@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -154,6 +155,12 @@ def test_bf16_logits_stay_near_those_of_transformers(checkpoint_of: Make) -> Non
     bench.step((sequence, 20))
     theirs = reference_logits(checkpoint, sequence.tokens, torch.bfloat16)
     assert distance(sequence.all_logits, theirs) <= 2e-2
+
+
+def test_a_quantisation_that_cannot_be_followed_is_refused(checkpoint_of: Make) -> None:
+    packed = msgspec.structs.replace(checkpoint_of("opt"), quantization="int8")
+    with pytest.raises(Unsupported, match=r"quantised weights.*no decoder of its own for OPTForCausalLM"):
+        load(packed)
 
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
