@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ import torch
 from inferloom.engine.messages import Logprob, SamplingSpec
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
+from inferloom.engine.row_sampler import RowSampler
 
 # How many of the best tokens are looked at. A row's size depends on the row's own sampling alone, so that ties fall
 # the same way in any batch.
@@ -24,6 +27,11 @@ _SIZES = (64, 256, 1024, 8192)
 _BLOCK = 256  # of the vocabulary, in the search for a token
 _PIECE = 3 << 17  # logits worked on at once: 1.5 MB stay in the caches, and double that is three times slower
 _BINS, _BINS_PER_NAT = 4096, 64.0
+
+
+row_sampler = lru_cache(maxsize=4)(
+    RowSampler
+)  # one for each size of vocabulary in this process, on its only thread
 
 
 @dataclass(slots=True)
@@ -117,7 +125,35 @@ def _restrict(logits: torch.Tensor, mask: Mask) -> None:
 
 
 def _choose(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
-    best = _argmax(logits)
+    return _choose_rows(logits, draws) if logits.device.type == "cpu" else _choose_batch(logits, draws)
+
+
+def _choose_rows(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
+    """Row by row, on a CPU."""
+    rows = logits.numpy()
+    tokens: list[int] = rows.argmax(axis=-1).tolist()  # of numbers that are none, the first is found
+    sampler: RowSampler | None = None
+    for i, draw in enumerate(draws):
+        row, sampling = rows[i], draw.sampling
+        top = float(row[tokens[i]])
+        if not isfinite(top):  # NaN or −inf: not a distribution
+            tokens[i] = -1
+        elif sampling.temperature > 0:
+            sampler = sampler or row_sampler(logits.shape[1])
+            die = uniform(sampling.seed, choice=draw.choice, position=draw.position)
+            token = sampler.draw(row, top, sampling, die)
+            tokens[i] = token if token >= 0 else _draw_wide(logits[i : i + 1], draw)
+    return tokens
+
+
+def _draw_wide(logits: torch.Tensor, draw: Draw) -> int:
+    """One row, with a nucleus of thousands of tokens."""
+    return _draw_nucleus(_Group.of(logits, logits.amax(dim=-1, keepdim=True), [draw], [0]))[0]
+
+
+def _choose_batch(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
+    """All rows at once, on an accelerator; the plain form, too."""
+    best = logits.argmax(dim=-1)
     tops = logits.gather(1, best[:, None])  # NaN or −inf: not a distribution
     tokens: list[int] = best.tolist()
     valid = torch.isfinite(tops[:, 0]).tolist()
@@ -144,13 +180,6 @@ def _choose(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
         if unsettled := [place for place, token in enumerate(drawn) if token < 0]:
             _store(tokens, [members[place] for place in unsettled], _draw_nucleus(group.take(unsettled)))
     return tokens
-
-
-def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """int64 [rows]. numpy's is several times faster than torch's on a CPU; both find NaN first."""
-    if logits.device.type == "cpu":
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.argmax(dim=-1)
 
 
 def _size(sampling: SamplingSpec, vocab: int) -> int | None:

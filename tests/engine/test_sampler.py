@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 
+from inferloom.engine import sampler
 from inferloom.engine.messages import SamplingSpec
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
@@ -252,3 +253,30 @@ def test_presence_and_frequency_do_not_look_at_the_prompt() -> None:
     before = row.clone()
     penalties.apply(row)
     assert torch.equal(row, before)
+
+
+@pytest.mark.parametrize("vocab", [5, 300, 1024, 3001])
+def test_rows_and_batches_draw_the_same(vocab: int) -> None:
+    """One number selects the same token in both ways, but for a die that falls on the rounding of a sum."""
+    rng = random.Random(vocab)
+    logits = torch.randn(400, vocab, generator=torch.Generator().manual_seed(vocab)) * 4
+    logits[:50, : vocab // 2] = -torch.inf
+    draws = [
+        Draw(
+            row=row,
+            sampling=SamplingSpec(
+                temperature=rng.choice([0.0, 0.5, 1.0, 5.0, 1e-40]),
+                top_k=rng.choice([0, 1, 3, 70]),
+                top_p=rng.choice([1.0, 0.95, 0.3, 0.0]),
+                min_p=rng.choice([0.0, 0.1]),
+                seed=row,
+            ),
+            choice=0,
+            position=3,
+        )
+        for row in range(400)
+    ]
+    rows, batch = sampler._choose_rows(logits, draws), sampler._choose_batch(logits, draws)
+    # a wide nucleus is drawn in the order of the vocabulary by the one, of the scores by the other
+    narrow = [i for i, d in enumerate(draws) if d.sampling.top_p in (0.0, 1.0) or d.sampling.top_k]
+    assert sum(rows[i] != batch[i] for i in narrow) <= 1
