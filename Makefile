@@ -11,6 +11,7 @@ LINT   := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && 
 MODELS ?= -m smollm2 -m minilm
 PORT   ?= 8080
 ARGS   ?=
+CSRC   := CMakeLists.txt $(shell find csrc -name tests -prune -o -name '*.cpp' -print -o -name '*.h' -print -o -name '*.cmake' -print)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve build test lint format docs bench soak clean
@@ -22,13 +23,16 @@ serve: $(VENV)/.serve ## serve the two starter models on 127.0.0.1:8080 (sets ev
 	@exec $(BIN)/inferloom serve $(MODELS) --port $(PORT) $(ARGS)
 
 build: $(VENV)/.dev ## compile csrc/ again after a change; what did not change is not compiled
-	@csrc/build.sh $(BIN)/python
+	@if command -v $(CXX) > /dev/null; then csrc/build.sh $(BIN)/python && touch $(VENV)/.serve; \
+	else echo "csrc: NOT COMPILED: there is no $(CXX); everything runs on torch's operators"; fi
 
-test: $(VENV)/.dev ## lint, then every test (ARGS="tests/engine -x" narrows it)
+test: build ## lint, then every test (ARGS="tests/engine -x" narrows it to those of Python)
 	@$(LINT); linted=$$?; \
+	native=0; if [ -z "$(ARGS)" ]; then csrc/tests/run.sh $(BIN); native=$$?; fi; \
 	$(BIN)/python -m pytest $(ARGS); tested=$$?; \
 	if [ $$linted -ne 0 ]; then echo "make lint failed: see above the tests"; fi; \
-	exit $$(( linted | tested ))
+	if [ $$native -ne 0 ]; then echo "the standalone tests of csrc/ failed: see above the tests"; fi; \
+	exit $$(( linted | native | tested ))
 
 lint: $(VENV)/.dev ## ruff, mypy and the order of the rooms
 	@$(LINT)
@@ -37,10 +41,10 @@ format: $(VENV)/.dev ## let ruff format and fix the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.dev ## run every snippet of README.md and docs/ against a real server
+docs: build ## run every snippet of README.md and docs/ against a real server
 	$(BIN)/python -m pytest tests/docs $(ARGS)
 
-bench: $(VENV)/.dev ## the benchmarks, beside peers started in the same run (about half an hour)
+bench: build ## the benchmarks, beside peers started in the same run (about half an hour)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/engine.py
@@ -49,7 +53,7 @@ soak: $(VENV)/.serve ## 200 swaps of two models under request load: nothing lost
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean: ## remove the virtual environments and every cache of this checkout
-	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache inferloom/kernels/native/*.so
 
 # The stamps are older than pyproject.toml after its dependencies change: then pip runs again.
 $(BIN)/python:
@@ -59,12 +63,12 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 
-$(VENV)/.serve: pyproject.toml | $(BIN)/python
+$(VENV)/.serve: pyproject.toml $(CSRC) | $(BIN)/python
 	@echo "installing inferloom into $(VENV) (the first time this takes a minute or two)"
 	@$(PIP) install -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing inferloom and what its tests need into $(VENV)"
-	@$(PIP) install -e '.[dev]'
-	@touch $@ $(VENV)/.serve
+	@$(PIP) install -e '.[dev]' -C wheel.cmake=false
+	@touch $@
