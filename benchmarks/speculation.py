@@ -1,6 +1,6 @@
 """What speculation brings: the same requests with and without drafts, in one process, interleaved.
 
-    python benchmarks/speculation.py [--model smollm2] [--repeats 3] [--tokens 128]
+    python benchmarks/speculation.py [--model smollm2] [--repeats 3] [--tokens 128] [--executor auto]
 
 Two texts: one that repeats itself (the answer copies from its prompt) and one of random tokens, at batch 1 and 8, greedy
 and at temperature 0.8. Prints tokens per second, the share of drafted tokens that held, and the ratio.
@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--executor", choices=["auto", "reference"], default="auto")
     given = parser.parse_args()
     checkpoint = prepare(given.model)
     engines = {}
     for name, longest in (("without", 0), ("with", 8)):
-        executor = load(checkpoint, max_model_len=2048)
+        executor = load(checkpoint, max_model_len=2048, executor=given.executor)
         assert isinstance(executor, Executor)
         engines[name] = Engine(executor, pages=400, prefix_cache=False, speculative_tokens=longest)
     rows = []
