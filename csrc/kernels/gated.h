@@ -26,7 +26,8 @@ template <class S>
 SIMD_INLINE void unit_product(const Linear& w, int unit, const Panel<S>& panel, float* out) {
   constexpr int kBlocks = kGatedUnit / kRowBlock;
   const int end = (unit + 1) * kBlocks < w.blocks() ? (unit + 1) * kBlocks : w.blocks();
-  for (int block = unit * kBlocks; block < end; ++block) product<S>(w, block, panel, out + (block - unit * kBlocks) * kRowBlock, kGatedUnit);
+  for (int block = unit * kBlocks; block < end; ++block)
+    product<S>(w, block, panel, out + (block - unit * kBlocks) * kRowBlock, kGatedUnit, {nullptr, 0});
 }
 
 // One token's unit: h in place of the gate's product.

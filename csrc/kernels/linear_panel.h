@@ -69,6 +69,18 @@ struct Panel {
   Tile next(const Tile& t) const { return tile_at(t.first + t.count, t.begin + static_cast<size_t>(t.size) * token_bytes); }
 };
 
+// Where results go after the product: asked for early, since storing to a line that is not in the cache waits for it.
+struct Target {
+  const float* output;  // of the panel's first token and the block's first row; null: nowhere yet
+  int64_t stride;
+};
+
+template <class S>
+SIMD_INLINE void prefetch_target(const Target& target, const Tile& tile) {
+  if (!target.output) return;
+  for (int t = 0; t < tile.count; ++t) S::prefetch_far(target.output + (tile.first + t) * target.stride);
+}
+
 // The shape of a panel for this weight, without tokens or data.
 template <class S>
 SIMD_INLINE Panel<S> panel_shape(const Linear& w, const Activations& x) {

@@ -7,11 +7,11 @@ namespace inferloom {
 
 // out[token * out_stride + row] for the panel's tokens; `out` has room for the tokens of the last tile's full size.
 template <class S>
-SIMD_INLINE void product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride) {
+SIMD_INLINE void product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride, const Target& target) {
   if (w.quantised())
-    quantised_product<S>(w, block, panel, out, out_stride);
+    quantised_product<S>(w, block, panel, out, out_stride, target);
   else
-    rows_product<S>(w, block, panel, out, out_stride);
+    rows_product<S>(w, block, panel, out, out_stride, target);
 }
 
 }  // namespace inferloom

@@ -139,9 +139,10 @@ void quantised_tile(const Linear& w, const uint8_t* block, const Panel<S>& panel
 
 // Rows of one block times every token of the panel: out[token * out_stride + row]. A tile writes `size` tokens.
 template <class S>
-void quantised_product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride) {
+void quantised_product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride, const Target& target) {
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(block) * block_bytes(w);
   for (Tile tile = panel.head(); tile.count; tile = panel.next(tile)) {
+    prefetch_target<S>(target, tile);
     const uint8_t* x = panel.data + tile.begin;
     float* y = out + tile.first * out_stride;
     switch (tile.size) {

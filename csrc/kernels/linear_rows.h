@@ -98,8 +98,14 @@ SIMD_INLINE void pack_chunk(const typename E::Element* const* rows, int steps, i
 
 template <class S, class E, bool PACKED>
 SIMD_INLINE void rows_tiles(const Panel<S>& panel, const typename E::Element* const* rows, const uint8_t* packed, int64_t ahead,
-                            int first_step, int steps, int tail, float* out, int64_t out_stride) {
+                            int first_step, int steps, int tail, float* out, int64_t out_stride, const Target& target) {
+  // Packed chunks: the band after this one is asked for a few lines at a time.
+  const int lines = S::kRowBand * steps, tiles = (panel.tokens + S::kRowTile - 1) / S::kRowTile, share = (lines + tiles - 1) / tiles;
+  int line = 0;
   for (Tile tile = panel.head(); tile.count; tile = panel.next(tile)) {
+    prefetch_target<S>(target, tile);
+    for (int end = line + share < lines ? line + share : lines; PACKED && line < end; ++line)
+      S::prefetch_far(rows[line / steps] + ahead + line % steps * E::kStep);
     const uint8_t* x = panel.data + tile.begin + 64 * static_cast<int64_t>(first_step) * tile.size;
     float* y = out + tile.first * out_stride;
     const bool first = first_step == 0;
@@ -113,7 +119,7 @@ SIMD_INLINE void rows_tiles(const Panel<S>& panel, const typename E::Element* co
 }
 
 template <class S, class E>
-void rows_product_of(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride) {
+void rows_product_of(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride, const Target& target) {
   constexpr int R = S::kRowBand;
   const auto* data = static_cast<const typename E::Element*>(w.data);
   const int64_t K = w.cols;
@@ -130,11 +136,12 @@ void rows_product_of(const Linear& w, int block, const Panel<S>& panel, float* o
       const int steps = left >= kChunkSteps * E::kStep ? kChunkSteps : static_cast<int>(left / E::kStep);
       const int tail = steps == kChunkSteps ? 0 : static_cast<int>(left % E::kStep);
       float* y = out + band;
+      const Target once = band == 0 && step == 0 ? target : Target{nullptr, 0};
       if (panel.tokens >= kPackTokens) {
         pack_chunk<S, E>(rows, steps, tail, packed);
-        rows_tiles<S, E, true>(panel, rows, packed, 0, step, steps + (tail != 0), 0, y, out_stride);
+        rows_tiles<S, E, true>(panel, rows, packed, R * K, step, steps + (tail != 0), 0, y, out_stride, once);
       } else {
-        rows_tiles<S, E, false>(panel, rows, nullptr, R * K, step, steps, tail, y, out_stride);
+        rows_tiles<S, E, false>(panel, rows, nullptr, R * K, step, steps, tail, y, out_stride, once);
       }
     }
   }
@@ -142,11 +149,11 @@ void rows_product_of(const Linear& w, int block, const Panel<S>& panel, float* o
 
 // Rows of one block times every token of the panel: out[token * out_stride + row].
 template <class S>
-void rows_product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride) {
+void rows_product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride, const Target& target) {
   switch (w.layout) {
-    case Layout::F32: rows_product_of<S, FloatRows<S>>(w, block, panel, out, out_stride); break;
-    case Layout::F16: rows_product_of<S, HalfRows<S>>(w, block, panel, out, out_stride); break;
-    default: rows_product_of<S, Bfloat16Rows<S>>(w, block, panel, out, out_stride); break;
+    case Layout::F32: rows_product_of<S, FloatRows<S>>(w, block, panel, out, out_stride, target); break;
+    case Layout::F16: rows_product_of<S, HalfRows<S>>(w, block, panel, out, out_stride, target); break;
+    default: rows_product_of<S, Bfloat16Rows<S>>(w, block, panel, out, out_stride, target); break;
   }
 }
 
