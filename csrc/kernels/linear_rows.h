@@ -58,7 +58,7 @@ void rows_tile(const typename E::Element* const* rows, const uint8_t* packed, in
     for (int t = 0; t < T; ++t) v[t] = E::load_panel(x + 64 * t);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if (!PACKED) S::prefetch(rows[r] + static_cast<int64_t>(k) * E::kStep + ahead);
+      if (!PACKED) S::prefetch_far(rows[r] + static_cast<int64_t>(k) * E::kStep + ahead);
       const auto w = PACKED ? E::load_panel(packed + 64 * (static_cast<int64_t>(k) * R + r))
                             : E::load(rows[r] + static_cast<int64_t>(k) * E::kStep);
 #pragma GCC unroll 8
