@@ -51,6 +51,7 @@ NB_MODULE(_native, module) {
   module.def("max_threads", &omp_get_max_threads, "Threads of a parallel region that names no number.");
   bind_operators(module);
   bind_attention(module);
+  bind_sampling(module);
 #ifdef INFERLOOM_HAS_decoder
   bind_decoder(module);
 #endif

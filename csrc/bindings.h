@@ -16,6 +16,7 @@ namespace inferloom {
 void bind_operators(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
 void bind_decoder(nanobind::module_& module);
+void bind_sampling(nanobind::module_& module);
 void bind_probes(nanobind::module_& module);
 
 using Address = uintptr_t;

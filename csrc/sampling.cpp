@@ -13,7 +13,10 @@ namespace inferloom {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int32_t kNucleus = 64;  // tokens among which a top-p is looked for first; sampler.py's smallest size
+// As in row_sampler.py, so that the same number draws the same token: where a nucleus is looked for, below the best score, and
+// the tokens that are worth sorting. A wider nucleus is drawn from in the order of ids.
+constexpr float kCuts[] = {8.0f, 16.0f, 32.0f};
+constexpr size_t kMostSorted = 4096;
 constexpr int kBins = 4096;
 constexpr float kBinsPerNat = 64.0f;
 
@@ -36,12 +39,16 @@ class RowSampler {
     if (!(draw.temperature > 0)) return first_best(logits);
     const ScoredRow row{logits, vocab_, top_, std::max(draw.temperature, 1e-30f), draw.min_p > 0 ? std::log(draw.min_p) : -kInfinity};
     const bool limited = draw.top_k > 0 && draw.top_k < vocab_;
-    if (limited || draw.top_p < 1) {
-      const std::vector<Candidate>& best = best_of(logits, limited ? draw.top_k : std::min(kNucleus, vocab_));
-      const int32_t token = draw_among(best, row, draw, limited);
-      return token >= 0 ? token : draw_nucleus(row, draw);
+    if (limited) {
+      best_of(logits, draw.top_k);
+      weigh(row);
+      return draw_among_best(row, draw, sum_of_weights());
     }
-    return draw_free(row, draw.dice);
+    if (draw.top_p >= 1) return draw_free(row, draw.dice);
+    ScoredRow everything = row;  // the mass is the whole vocabulary's, min-p or not
+    everything.least = -kInfinity;
+    const double whole = whole_mass(everything);
+    return find_nucleus(row, draw.top_p * whole) ? draw_among_best(row, draw, whole) : draw_nucleus(row, draw);
   }
 
   // The best `count` logits, best first. `look_at` has seen the row.
@@ -53,15 +60,7 @@ class RowSampler {
       std::nth_element(ordered_.begin(), ordered_.begin() + (count - 1), ordered_.end(), std::greater<float>());
       threshold = ordered_[static_cast<size_t>(count) - 1];
     }
-    best_.clear();
-    float values[kMaximumBlock];
-    int32_t ids[kMaximumBlock];
-    for (size_t block = 0; block < maxima_.size(); ++block) {
-      if (maxima_[block] < threshold) continue;
-      const int32_t begin = static_cast<int32_t>(block) * kMaximumBlock;
-      const int32_t found = ops_.at_least(logits, begin, std::min(kMaximumBlock, vocab_ - begin), threshold, values, ids);
-      for (int32_t i = 0; i < found; ++i) best_.push_back({values[i], ids[i]});
-    }
+    gather(logits, threshold, static_cast<size_t>(vocab_));
     if (best_.size() > static_cast<size_t>(count)) {
       std::nth_element(best_.begin(), best_.begin() + count, best_.end());
       best_.resize(static_cast<size_t>(count));
@@ -94,33 +93,60 @@ class RowSampler {
     return sum;
   }
 
-  // From tokens that are sorted, best first; −1 if top-p reaches beyond them.
-  int32_t draw_among(const std::vector<Candidate>& best, const ScoredRow& row, const Draw& draw, bool limited) {
-    weights_.clear();
-    double sum = 0;
-    for (const Candidate& c : best) {
-      const float score = (c.logit - row.top) / row.temperature;
-      weights_.push_back(std::exp(score));
-      sum += weights_.back();
+  // Into best_, in the order of ids: the logits from `threshold` on. False, and not all of them, where they are more than `most`.
+  bool gather(const float* logits, float threshold, size_t most) {
+    best_.clear();
+    float values[kMaximumBlock];
+    int32_t ids[kMaximumBlock];
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+      if (maxima_[block] < threshold) continue;
+      const int32_t begin = static_cast<int32_t>(block) * kMaximumBlock;
+      const int32_t found = ops_.at_least(logits, begin, std::min(kMaximumBlock, vocab_ - begin), threshold, values, ids);
+      for (int32_t i = 0; i < found; ++i) best_.push_back({values[i], ids[i]});
+      if (best_.size() > most) return false;
     }
-    // Under top-k the mass is that of the tokens it left; without, the whole vocabulary's, min-p or not.
-    ScoredRow everything = row;
-    everything.least = -kInfinity;
-    const double whole = limited ? sum : whole_mass(everything);
-    if (!limited && best.size() < static_cast<size_t>(vocab_) && sum < draw.top_p * whole) return -1;
+    return true;
+  }
+
+  void weigh(const ScoredRow& row) {
+    weights_.clear();
+    for (const Candidate& c : best_) weights_.push_back(std::exp((c.logit - row.top) / row.temperature));
+  }
+
+  double sum_of_weights() const {
+    double sum = 0;
+    for (float weight : weights_) sum += weight;
+    return sum;
+  }
+
+  // Whether a few tokens hold `wanted` of the mass: they are in best_ then, best first.
+  bool find_nucleus(const ScoredRow& row, double wanted) {
+    for (float cut : kCuts) {
+      if (!gather(row.logits, row.top - cut * row.temperature, kMostSorted)) return false;
+      weigh(row);
+      if (sum_of_weights() < wanted) continue;
+      std::sort(best_.begin(), best_.end());
+      weigh(row);
+      return true;
+    }
+    return false;
+  }
+
+  // From best_, best first, as top-p (of the mass `whole`) and min-p leave them.
+  int32_t draw_among_best(const ScoredRow& row, const Draw& draw, double whole) const {
     double before = 0, kept = 0;
     size_t last = 0;
-    for (size_t i = 0; i < best.size(); ++i) {
-      const bool stays = before < draw.top_p * whole && (best[i].logit - row.top) / row.temperature >= row.least;
+    const auto stays = [&](size_t i) { return (best_[i].logit - row.top) / row.temperature >= row.least && weights_[i] > 0; };
+    for (size_t i = 0; i < best_.size() && (i == 0 || before < draw.top_p * whole); ++i) {  // top_p = 0 leaves the best
       before += weights_[i];
-      if ((stays && weights_[i] > 0) || i == 0) kept += weights_[i], last = i;  // top_p = 0 leaves the best
+      if (stays(i)) kept += weights_[i], last = i;
     }
     double reached = 0;
     for (size_t i = 0; i <= last; ++i) {
       reached += weights_[i];
-      if (reached > draw.dice * kept) return best[i].id;
+      if (reached > draw.dice * kept) return best_[i].id;
     }
-    return best[last].id;
+    return best_[last].id;
   }
 
   // From the whole vocabulary, less what min-p forbids, in the order of ids.

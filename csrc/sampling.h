@@ -1,4 +1,4 @@
-// One token for each of a batch of rows of logits, without sorting the vocabulary. What inferloom/engine/sampler.py says in torch, in the same
+// One token for each of a batch of rows of logits, without sorting the vocabulary. What inferloom/engine/row_sampler.py does with numpy, in the same
 // order: temperature, top-k, top-p of what top-k left, min-p; the same token for the same random number, up to the rounding of sums.
 #pragma once
 #include <cstddef>

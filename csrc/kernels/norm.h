@@ -36,9 +36,9 @@ NormFactors factors_of(const NormJob& job, const float* x) {
   const float count = static_cast<float>(cols);
   float mean = 0.0f;
   if (job.kind == NormKind::LAYER)
-    mean = sum_of_row<S>(x, cols, [](F sum, F v, int) { return S::add(sum, v); }) / count;
+    mean = sum_of_row<S>(x, cols, [](F sum, F v, int) __attribute__((always_inline)) { return S::add(sum, v); }) / count;
   const F shift = S::set(mean);
-  const float squares = sum_of_row<S>(x, cols, [shift](F sum, F v, int n) {
+  const float squares = sum_of_row<S>(x, cols, [shift](F sum, F v, int n) __attribute__((always_inline)) {
     F d = S::sub(v, shift);
     if (n < 16) d = S::select(S::first(n), d, S::zero());
     return S::fma(d, d, sum);
@@ -49,7 +49,7 @@ NormFactors factors_of(const NormJob& job, const float* x) {
 // Columns [begin, begin + n ≤ 16) of the normalised row.
 template <class S>
 SIMD_INLINE typename S::F normalised(const NormJob& job, const NormFactors& f, const float* x, int begin, int n) {
-  const auto get = [begin, n](const float* p) { return n == 16 ? S::load(p + begin) : S::load(p + begin, n); };
+  const auto get = [begin, n](const float* p) __attribute__((always_inline)) { return n == 16 ? S::load(p + begin) : S::load(p + begin, n); };
   auto y = S::mul(S::sub(get(x), S::set(f.mean)), S::set(f.factor));
   if (job.weight) y = S::mul(y, get(job.weight));
   return job.bias ? S::add(y, get(job.bias)) : y;

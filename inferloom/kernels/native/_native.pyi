@@ -13,6 +13,32 @@ def barrier_latency(threads: int, rounds: int) -> float: ...
 def region_latency(threads: int, rounds: int) -> float: ...
 
 # csrc/operators.h
+def sample(
+    logits: int,
+    stride: int,
+    vocab: int,
+    rows: int,
+    temperatures: int,
+    top_ks: int,
+    top_ps: int,
+    min_ps: int,
+    dice: int,
+    count: int,
+    tokens: int,
+) -> None: ...
+def log_probabilities(
+    logits: int,
+    stride: int,
+    vocab: int,
+    rows: int,
+    tokens: int,
+    count: int,
+    best: int,
+    chosen: int,
+    ids: int,
+    values: int,
+) -> None: ...
+
 class Linear:
     def __init__(self, layout: int, rows: int, cols: int, data: int, bias: int = 0) -> None: ...
     @property
