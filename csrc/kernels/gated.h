@@ -57,7 +57,7 @@ void gated(const GatedJob& job, int unit_begin, int unit_end, int row_begin, int
   const int most[2] = {panel_capacity(gate_panel, sizeof data[0], kGatedTokens), panel_capacity(up_panel, sizeof data[1], kGatedTokens)};
   const int capacity = most[0] < most[1] ? most[0] : most[1];
   for (int row = row_begin; row < row_end; row += gate_panel.tokens) {
-    gate_panel.tokens = up_panel.tokens = row_end - row < capacity ? row_end - row : capacity;
+    gate_panel.tokens = up_panel.tokens = panel_share(row_end - row, capacity);
     fill_panel<S>(gate_panel, *job.input, row, data[0]);
     if (up_panel.kind == gate_panel.kind)
       up_panel.data = data[0];

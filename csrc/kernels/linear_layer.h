@@ -35,7 +35,7 @@ void linear(const LinearJob& job, int block_begin, int block_end, int row_begin,
   Panel<S> panel = panel_shape<S>(*job.weight, *job.input);
   const int capacity = panel_capacity(panel, kPanelBytes, kPanelTokens);
   for (int row = row_begin; row < row_end; row += panel.tokens) {
-    panel.tokens = row_end - row < capacity ? row_end - row : capacity;
+    panel.tokens = panel_share(row_end - row, capacity);
     fill_panel<S>(panel, *job.input, row, data);
     for (int block = block_begin; block < block_end; block += kStoredBlocks) {
       const int blocks = block_end - block < kStoredBlocks ? block_end - block : kStoredBlocks;

@@ -105,6 +105,12 @@ SIMD_INLINE int panel_capacity(const Panel<S>& shape, size_t bytes, int most) {
   return n > 4 ? n / 2 * 2 : n;
 }
 
+// Tokens of the next panel, of `left` ones: panels alike, for a last one of a few tokens would read all weights for little.
+SIMD_INLINE int panel_share(int left, int capacity) {
+  const int panels = (left + capacity - 1) / capacity;
+  return (left + panels - 1) / panels;
+}
+
 // A group of 32 columns of one token: bytes, scale and sum to their places in a tile of T.
 template <class S>
 SIMD_INLINE void fill_group(PanelKind kind, const Activations& x, int64_t row, int g, int t, int T, uint8_t* group) {
