@@ -7,30 +7,35 @@ namespace inferloom {
 
 namespace {
 
-// A piece of work is about this much of a matrix for a few rows: some microseconds, small beside the time for which a core may be taken away
-// and large beside taking a piece.
-constexpr size_t kPieceBytes = 64 << 10;
-// With many rows, about so many multiplications: some tens of microseconds.
-constexpr int64_t kPieceProducts = 8 << 20;
+// The operators copy a piece's activations into an order of their own: a piece should have so many blocks of the matrix that this costs
+// little, and a stage so many pieces that a thread whose core was taken away delays it by a part of its share only.
+constexpr int kPieceBlocks = 16;
+constexpr size_t kPieceBytes = 64 << 10;  // few rows: some microseconds of reading
+constexpr int kPiecesPerThread = 2;
+constexpr int kLeastBlocks = 4;
+
 // The activations of a tile of rows stay in a core's cache while the matrix passes by.
 constexpr size_t kTileBytes = 384 << 10;
+constexpr int kMostTileRows = 128;
 constexpr int kLeastTileRows = 32;
 
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Rows that are computed together with one piece of a matrix of `cols` columns.
+// Rows that are computed together with one piece of a matrix.
 int32_t tile_rows(int32_t rows, const Activations& input) {
   const size_t width = input.forms & kFloat ? 4 : input.forms & kBfloat16 ? 2 : 1;
   const auto fitting = static_cast<int32_t>(kTileBytes / (width * static_cast<size_t>(input.stride)));
-  const int32_t most = std::max(kLeastTileRows, fitting / 16 * 16);
+  const int32_t most = std::clamp(fitting / 16 * 16, kLeastTileRows, kMostTileRows);
   return rows <= most ? rows : ceil_div(ceil_div(rows, ceil_div(rows, most)), 16) * 16;
 }
 
-// Blocks of 16 rows of a matrix that are one piece of work for `rows` rows of activations.
-int32_t piece_blocks(const Linear& weight, int32_t rows) {
-  const auto by_bytes = static_cast<int64_t>(kPieceBytes / block_bytes(weight));
-  const int64_t by_products = kPieceProducts / (int64_t{kRowBlock} * weight.cols * rows);
-  return static_cast<int32_t>(std::max<int64_t>(1, std::min(by_bytes, by_products)));
+// Into how many pieces a matrix is cut for each of `tiles` tiles of `rows` rows.
+int32_t piece_count(const Linear& weight, int32_t rows, int32_t tiles, int32_t threads) {
+  const int32_t blocks = weight.blocks();
+  const auto by_bytes = static_cast<int32_t>(std::max<size_t>(1, kPieceBytes / block_bytes(weight)));
+  const int32_t by_size = ceil_div(blocks, rows <= kFewRows ? by_bytes : kPieceBlocks);
+  const int32_t by_threads = std::min(ceil_div(kPiecesPerThread * threads, tiles), ceil_div(blocks, kLeastBlocks));
+  return std::min(ceil_div(std::max(by_size, by_threads), threads) * threads, blocks);
 }
 
 const auto nothing = [](const LinearJob&, int, int, int, int) {};
@@ -116,10 +121,9 @@ Activations StepWorker::normed(const Norm& norm, uint32_t forms) {
 template <class Epilogue>
 void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue&& epilogue) {
   const int32_t tile = tile_rows(rows_, *jobs[0].input), tiles = ceil_div(rows_, tile);
-  int32_t blocks[kMostJobs] = {}, pieces[kMostJobs] = {}, in_tile = 0;
+  int32_t pieces[kMostJobs] = {}, in_tile = 0;
   for (int i = 0; i < count; ++i) {
-    blocks[i] = piece_blocks(*jobs[i].weight, tile);
-    pieces[i] = ceil_div(jobs[i].weight->blocks(), blocks[i]);
+    pieces[i] = piece_count(*jobs[i].weight, tile, tiles, team_.threads());
     in_tile += pieces[i];
   }
   // All pieces of one tile of rows come first, then those of the next.
@@ -128,7 +132,9 @@ void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue
     piece %= in_tile;
     int i = 0;
     while (piece >= pieces[i]) piece -= pieces[i++];
-    const int32_t begin = piece * blocks[i], end = std::min(begin + blocks[i], jobs[i].weight->blocks());
+    const int32_t blocks = jobs[i].weight->blocks();
+    const auto bound = [&](int32_t number) { return static_cast<int32_t>(int64_t{blocks} * number / pieces[i]); };
+    const int32_t begin = bound(piece), end = bound(piece + 1);
     operators_.linear(jobs[i], begin, end, row_begin, row_end);
     epilogue(jobs[i], begin, end, row_begin, row_end);
   });
