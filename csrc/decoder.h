@@ -93,6 +93,7 @@ struct AttentionPlan {
   std::vector<AttentionShare> shares;
   std::vector<AttentionJoin> joins;
   int64_t partial_floats = 0;
+  bool by_head = false;  // a share has all rows of its sequence, all keys, and there is one for each: it can make them as well
 
   // `wanted`: for each row whether its result matters, or null: all do.
   void make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted, int threads);

@@ -66,6 +66,8 @@ void AttentionPlan::make(const std::vector<SequenceView>& sequences, const Decod
       }
     }
   }
+  const auto is_whole = [](const Tile& tile) { return tile.rows == tile.sequence->rows; };
+  by_head = joins.empty() && tiles.size() == sequences.size() && std::all_of(tiles.begin(), tiles.end(), is_whole);
 }
 
 }  // namespace inferloom

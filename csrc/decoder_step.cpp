@@ -62,9 +62,11 @@ void StepWorker::run() {
   for (size_t i = 0; i < layers.size(); ++i) {
     const KvPool kv{decoder_.pool_ + static_cast<int64_t>(i) * layer_bytes_, layer_bytes_ / decoder_.pages_, KvType::BF16, spec_.kv_heads,
                     spec_.head_dim};
-    attend(layers[i], kv);
-    if (i + 1 == layers.size() && batch_.wanted() == 0) return;  // the pages are written
-    mix(layers[i], kv, decoder_.plans_[static_cast<size_t>(decoder_.plan_of_[i])], i + 1 == layers.size());
+    const AttentionPlan& plan = decoder_.plans_[static_cast<size_t>(decoder_.plan_of_[i])];
+    const bool by_head = plan.by_head && !(spec_.norm_whole_rows && layers[i].q_norm), last = i + 1 == layers.size();
+    attend(layers[i], kv, by_head);
+    if (last && batch_.wanted() == 0) return;  // the pages are written
+    mix(layers[i], kv, plan, by_head, last);
     mlp(layers[i]);
   }
   output();
@@ -142,7 +144,7 @@ void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue
   wait();
 }
 
-void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool) {
+void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool, bool by_head) {
   const int64_t queries = int64_t{spec_.heads} * spec_.head_dim, keys = int64_t{spec_.kv_heads} * spec_.head_dim;
   const Activations input = normed(layer.input_norm, qkv_forms(layer));
   float* qkv = decoder_.qkv_.at<float>();
@@ -151,12 +153,8 @@ void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool) {
                             {&layer.v, &input, qkv + queries + keys, qkv_stride_, 1.0f, false}};
   linears(Stage::QKV, jobs, 3, nothing);
 
-  HeadJob job{qkv,    qkv_stride_, layer.q_norm, layer.k_norm,  spec_.norm_eps, nullptr,
-              0,      spec_.heads, spec_.kv_heads, spec_.head_dim};
-  if (layer.rope >= 0) {
-    job.cos_sin = decoder_.ropes_[static_cast<size_t>(layer.rope)].cos_sin;
-    job.rotary = decoder_.ropes_[static_cast<size_t>(layer.rope)].rotary;
-  }
+  if (by_head) return;
+  HeadJob job = head_job(layer);
   const bool whole = spec_.norm_whole_rows && layer.q_norm;
   if (whole) job.q_norm = job.k_norm = nullptr;
   const std::vector<int32_t>& starts = decoder_.head_starts_;
@@ -176,7 +174,17 @@ void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool) {
   wait();
 }
 
-void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool last) {
+HeadJob StepWorker::head_job(const DecoderLayer& layer) const {
+  HeadJob job{decoder_.qkv_.at<float>(), qkv_stride_, layer.q_norm, layer.k_norm, spec_.norm_eps, nullptr, 0,
+              spec_.heads, spec_.kv_heads, spec_.head_dim};
+  if (layer.rope >= 0) {
+    job.cos_sin = decoder_.ropes_[static_cast<size_t>(layer.rope)].cos_sin;
+    job.rotary = decoder_.ropes_[static_cast<size_t>(layer.rope)].rotary;
+  }
+  return job;
+}
+
+void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head, bool last) {
   const int64_t queries = int64_t{spec_.heads} * spec_.head_dim;
   const AttentionSpec attention{spec_.heads,  spec_.kv_heads, spec_.head_dim, spec_.attention_scale, spec_.attention_soft_cap,
                                 layer.window, layer.sinks,    nullptr,        nullptr};
@@ -188,6 +196,13 @@ void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const Attent
     AttentionUnit unit = share.unit;
     if (share.partial >= 0) unit.partial = partials + share.partial;
     if (static_cast<size_t>(i) + 1 < plan.shares.size()) unit.next = &plan.shares[static_cast<size_t>(i) + 1].unit;
+    if (by_head) {
+      HeadJob job = head_job(layer);
+      job.kv_begin = unit.kv_head;
+      job.kv_end = unit.kv_head + 1;
+      const int32_t first = unit.sequence->first_row;
+      operators_.heads(job, pool, decoder_.positions_.data(), decoder_.row_pages_.data(), first, first + unit.rows);
+    }
     operators_.attend(attention, pool, unit, qkv, qkv_stride_, mixed, queries, own_.scratch.at<float>());
   });
   watch_.mark(Stage::ATTENTION);

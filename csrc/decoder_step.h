@@ -25,10 +25,11 @@ class StepWorker {
 
  private:
   void embed();
-  // Norm, projections, and K and V to their pages.
-  void attend(const DecoderLayer& layer, const KvPool& pool);
+  // Norm, projections, and queries, keys and values to their places. `by_head`: that last part is left to `mix`, whose pieces then make what
+  // they read: no barrier lies between.
+  void attend(const DecoderLayer& layer, const KvPool& pool, bool by_head);
   // Attention, and its result into the stream. After the last layer's only the wanted rows go on.
-  void mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool last);
+  void mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head, bool last);
   void mlp(const DecoderLayer& layer);
   void output();
 
@@ -43,6 +44,7 @@ class StepWorker {
 
   Activations normed(const Norm& norm, uint32_t forms);
   void norm_rows(const Norm& norm, Activations* output, int32_t begin, int32_t end);
+  HeadJob head_job(const DecoderLayer& layer) const;
   NormJob job_of(const Norm& norm, const float* input) const;
   void wait();
 

@@ -59,6 +59,7 @@ struct HeadJob {
   const float* cos_sin;     // [positions, rotary]: rotary / 2 cosines, then rotary / 2 sines; null: no rotation (NoPE)
   int32_t rotary;
   int32_t heads, kv_heads, head_dim;
+  int32_t kv_begin = 0, kv_end = INT32_MAX;  // which key-value heads, with the query heads that share them
 };
 
 // KV pool of a layer: page p begins at pool + p * page_stride; in it [kv_heads] of [keys | values], each 32 · D bfloat16:

@@ -71,13 +71,14 @@ void write_key_value(const float* key, const float* value, const KvLayout& layou
 
 template <class S>
 void heads(const HeadJob& job, const KvPool& pool, const int32_t* positions, const int32_t* pages, int row_begin, int row_end) {
-  const int dim = job.head_dim, half = job.rotary / 2;
+  const int dim = job.head_dim, half = job.rotary / 2, group = job.heads / job.kv_heads;
+  const int first = job.kv_begin, last = job.kv_end < job.kv_heads ? job.kv_end : job.kv_heads;
   const KvLayout layout{dim, pool.type};
   for (int row = row_begin; row < row_end; ++row) {
     float* queries = job.qkv + row * job.stride;
     float* keys = queries + int64_t{job.heads} * dim;
     const float* values = keys + int64_t{job.kv_heads} * dim;
-    for (int h = 0; h < job.heads + job.kv_heads; ++h) {  // the keys follow the queries
+    const auto prepare = [&](int h) {  // the keys follow the queries
       float* head = queries + int64_t{h} * dim;
       const float* weight = h < job.heads ? job.q_norm : job.k_norm;
       if (weight) normalise_head<S>(head, weight, job.eps, dim);
@@ -85,9 +86,11 @@ void heads(const HeadJob& job, const KvPool& pool, const int32_t* positions, con
         const float* cosines = job.cos_sin + int64_t{positions[row]} * job.rotary;
         rotate<S>(head, cosines, cosines + half, half);
       }
-    }
+    };
+    for (int h = first * group; h < last * group; ++h) prepare(h);
+    for (int h = first; h < last; ++h) prepare(job.heads + h);
     uint8_t* page = pool.base + pages[row] * pool.page_stride;
-    for (int h = 0; h < job.kv_heads; ++h)
+    for (int h = first; h < last; ++h)
       write_key_value<S>(keys + int64_t{h} * dim, values + int64_t{h} * dim, layout, page + h * layout.head_bytes(),
                          positions[row] % kPageSize);
   }
