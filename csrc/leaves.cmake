@@ -10,7 +10,7 @@ set(LEAVES portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
   list(APPEND LEAVES avx2 avx512 avx512_vnni_bf16)
 endif()
-set(FLAGS_portable)
+set(FLAGS_portable -Wno-psabi)  # vectors of 64 bytes are passed among its own functions alone
 set(FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(FLAGS_avx512 ${FLAGS_avx2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl)
 set(FLAGS_avx512_vnni_bf16 ${FLAGS_avx512} -mavx512vnni -mavx512bf16)

@@ -18,7 +18,7 @@ fi
 compile() { # folder, cmake arguments
   folder=$1
   shift
-  cmake -S csrc/tests -B "$folder" -G Ninja --log-level=WARNING -Wno-dev "$@" > /dev/null
+  cmake -S csrc/tests -B "$folder" -G Ninja --log-level=WARNING "$@" > /dev/null
   cmake --build "$folder" -- --quiet
 }
 
@@ -26,32 +26,47 @@ run_all() { # what it is, folder, command in front
   what=$1
   folder=$2
   shift 2
+  log=$(mktemp)
   for test in "$folder"/*_test; do
-    if ! "$@" "$test" > "$folder/log" 2>&1; then
-      cat "$folder/log"
-      echo "csrc: $(basename "$test") failed ($what)"
-      exit 1
+    if ! "$@" "$test" > "$log" 2>&1; then
+      cat "$log"
+      rm -f "$log"
+      echo "csrc: $(basename "$test") FAILED ($what)"
+      return 1
     fi
   done
+  rm -f "$log"
   echo "csrc: all standalone tests passed ($what)"
 }
 
 compile "$build/sanitized" -DSANITIZE=ON
-run_all "address and undefined-behaviour sanitizers" "$build/sanitized" env UBSAN_OPTIONS=print_stacktrace=1
 compile "$build/plain"
-run_all "this processor" "$build/plain"
 
-case $(uname -m) in
-x86_64) sh csrc/tests/instructions.sh "$build/plain" ;;
-*) exit 0 ;;
-esac
-
-if command -v qemu-x86_64 > /dev/null; then
-  run_all "emulated Haswell: AVX2" "$build/plain" qemu-x86_64 -cpu Haswell
-  run_all "emulated Nehalem: portable" "$build/plain" qemu-x86_64 -cpu Nehalem
-elif [ "${INFERLOOM_REQUIRE_QEMU:-}" = 1 ]; then
-  echo "csrc: qemu-x86_64 is missing and INFERLOOM_REQUIRE_QEMU is set (apt install qemu-user)"
-  exit 1
-else
-  echo "csrc: NOT RUN on emulated processors without AVX-512: there is no qemu-x86_64 (apt install qemu-user)"
+# All at once: the tests have one thread.
+running=
+run_all "address and undefined-behaviour sanitizers" "$build/sanitized" env UBSAN_OPTIONS=print_stacktrace=1 &
+running="$running $!"
+run_all "this processor" "$build/plain" env &
+running="$running $!"
+missing=0
+if [ "$(uname -m)" = x86_64 ]; then
+  sh csrc/tests/instructions.sh "$build/plain" &
+  running="$running $!"
+  if command -v qemu-x86_64 > /dev/null; then
+    INFERLOOM_ISA=avx2 run_all "emulated Haswell: AVX2" "$build/plain" qemu-x86_64 -cpu Haswell &
+    running="$running $!"
+    INFERLOOM_ISA=portable run_all "emulated Nehalem: portable" "$build/plain" qemu-x86_64 -cpu Nehalem &
+    running="$running $!"
+  else
+    missing=1
+  fi
 fi
+failed=0
+for job in $running; do
+  wait "$job" || failed=1
+done
+if [ $missing = 1 ]; then
+  echo "csrc: NOT RUN on emulated processors without AVX-512: there is no qemu-x86_64 (apt install qemu-user)"
+  [ "${INFERLOOM_REQUIRE_QEMU:-}" != 1 ] || failed=1
+fi
+exit $failed
