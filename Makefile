@@ -70,5 +70,5 @@ $(VENV)/.serve: pyproject.toml $(CSRC) | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing inferloom and what its tests need into $(VENV)"
-	@$(PIP) install -e '.[dev]' -C wheel.cmake=false
+	@$(PIP) install -e '.[dev]' --config-settings=wheel.cmake=false
 	@touch $@

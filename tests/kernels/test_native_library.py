@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,23 @@ def test_the_extension_asks_for_gomp_by_the_name_that_torch_uses() -> None:
     needed = [line.split("[")[1].split("]")[0] for line in dynamic.splitlines() if "(NEEDED)" in line]
     assert "libgomp.so.1" in needed
     assert not [name for name in needed if "torch" in name or "python" in name]
+
+
+def test_a_runtime_that_torch_brought_under_another_name_is_used(tmp_path: Path) -> None:
+    original = run("""
+import ctypes
+ctypes.CDLL("libgomp.so.1")
+print(next(line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line))
+""")
+    renamed = tmp_path / "libgomp-a.so"
+    renamed.write_bytes(Path(original).read_bytes().replace(b"libgomp.so.1\0", b"libgomp-a.so\0"))
+    code = f"""
+import ctypes
+ctypes.CDLL({str(renamed)!r}).omp_set_num_threads(7)
+from inferloom.kernels.native import library
+print(library.load().max_threads())
+"""
+    assert run(code) == "7"
 
 
 def test_without_the_extension_everything_says_so() -> None:

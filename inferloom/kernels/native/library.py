@@ -5,6 +5,7 @@ It is built when Inferloom is installed where there is a C++ compiler; without i
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import platform
@@ -19,9 +20,22 @@ _NOT_BUILT = (
 )
 
 
+def _share_openmp() -> None:
+    """Where torch's own copy of libgomp goes by another name (wheels may carry one with a hash in it), its symbols are made
+    visible to all, so that the extension binds to them and not to those of a second runtime with threads of its own."""
+    try:
+        with open("/proc/self/maps") as maps:
+            loaded = {line.split(maxsplit=5)[5].strip() for line in maps if "libgomp" in line}
+    except OSError:
+        return
+    if len(loaded) == 1:
+        ctypes.CDLL(loaded.pop(), mode=ctypes.RTLD_GLOBAL)
+
+
 @functools.cache
 def _attempt() -> tuple[ModuleType | None, str]:
     """The module, or None and the reason."""
+    _share_openmp()
     try:
         return importlib.import_module("inferloom.kernels.native._native"), ""
     except ModuleNotFoundError:
