@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import isfinite
 
 import numpy as np
 import torch
 
 from inferloom.engine.messages import Logprob, SamplingSpec
+from inferloom.engine.native_sampler import NativeSampler
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
 from inferloom.engine.row_sampler import RowSampler
+from inferloom.kernels.native import library
 
 # How many of the best tokens are looked at. A row's size depends on the row's own sampling alone, so that ties fall
 # the same way in any batch.
@@ -32,6 +34,12 @@ _BINS, _BINS_PER_NAT = 4096, 64.0
 row_sampler = lru_cache(maxsize=4)(
     RowSampler
 )  # one for each size of vocabulary in this process, on its only thread
+
+
+@cache
+def native_sampler() -> NativeSampler | None:
+    """The process's own, where there is an extension."""
+    return NativeSampler() if library.available() else None
 
 
 @dataclass(slots=True)
@@ -48,6 +56,10 @@ class Draw:
     logprobs: int = -1
     penalties: Penalties | None = None
     ahead: Sequence[int] = ()
+
+    @property
+    def changes_logits(self) -> bool:
+        return self.penalties is not None or bool(self.sampling.logit_bias)
 
 
 @dataclass(slots=True)
@@ -66,10 +78,17 @@ class Sampled:
     logprob: Logprob | None = None
 
 
-@torch.inference_mode()
 def sample(logits: torch.Tensor, draws: list[Draw], mask: Mask | None = None) -> list[Sampled]:
     """One token for each draw. `logits`: float32 [rows, vocab]; they may be changed."""
     rows = [draw.row for draw in draws]
+    plain = mask is None and not any(draw.changes_logits or draw.logprobs >= 0 for draw in draws)
+    if plain and logits.device.type == "cpu" and (native := native_sampler()) is not None:
+        return [Sampled(token) for token in native.draw(logits, rows, draws)]
+    return _sample(logits, rows, draws, mask)
+
+
+@torch.inference_mode()
+def _sample(logits: torch.Tensor, rows: list[int], draws: list[Draw], mask: Mask | None) -> list[Sampled]:
     if rows != list(range(logits.shape[0])):
         logits = logits[torch.tensor(rows, device=logits.device)]
 
@@ -125,11 +144,14 @@ def _restrict(logits: torch.Tensor, mask: Mask) -> None:
 
 
 def _choose(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
-    return _choose_rows(logits, draws) if logits.device.type == "cpu" else _choose_batch(logits, draws)
+    if logits.device.type != "cpu":
+        return _choose_batch(logits, draws)
+    native = native_sampler()
+    return _choose_rows(logits, draws) if native is None else native.draw(logits, range(len(draws)), draws)
 
 
 def _choose_rows(logits: torch.Tensor, draws: list[Draw]) -> list[int]:
-    """Row by row, on a CPU."""
+    """Row by row, on a CPU without the extension."""
     rows = logits.numpy()
     tokens: list[int] = rows.argmax(axis=-1).tolist()  # of numbers that are none, the first is found
     sampler: RowSampler | None = None

@@ -280,3 +280,7 @@ def test_rows_and_batches_draw_the_same(vocab: int) -> None:
     # a wide nucleus is drawn in the order of the vocabulary by the one, of the scores by the other
     narrow = [i for i, d in enumerate(draws) if d.sampling.top_p in (0.0, 1.0) or d.sampling.top_k]
     assert sum(rows[i] != batch[i] for i in narrow) <= 1
+    native = sampler.native_sampler()
+    if native is not None:
+        in_one_call = native.draw(logits, range(400), draws)
+        assert sum(a != b for a, b in zip(rows, in_one_call, strict=True)) <= 1
