@@ -1,9 +1,11 @@
-"""The decoder without an engine around it, beside `transformers` in the same run.
+"""The decoder without an engine around it: our native executor beside the reference one and `transformers`, in one run.
 
-    python benchmarks/executor.py [FOLDER] [--threads 2] [--shape smollm2|qwen3]
+    python benchmarks/executor.py [FOLDER] [--weights FILE] [--threads 2] [--shape smollm2|qwen3] [--only native …]
 
-prints tokens/s for decode at batch 1, decode at batch 16 (context 128 … 192) and prefill of 512, and the ratios. FOLDER is a
-checkpoint in Hugging Face's layout; without it, one of the shape with random weights is made in a temporary folder.
+prints tokens/s for prefill of 512, decode at batch 1 and 16 (context 128 … 192) and 16 users (128 tokens in, 64 out), the ratios, what
+share of the memory's bandwidth decoding at batch 1 takes, and where a native step's time goes. FOLDER is a checkpoint in Hugging
+Face's layout; without it, one of the shape with random weights is made in a temporary folder. FILE: other weights for it, such as
+packed ones of the cache (`inferloom cache`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in a worker: idle threads give their core away soon
@@ -21,17 +24,27 @@ import torch
 from checkpoints import make_qwen3_06b_shape, make_smollm2_shape
 
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.kernels.native import library
 from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
 from inferloom.models.loader import load
+from inferloom.models.native import NativeDecoder
 
 PROMPT, ANSWER = 128, 64
 
 
-def ours(checkpoint: Checkpoint) -> Callable[[int, int, int], tuple[float, float]]:
-    executor = load(checkpoint, activation_dtype="bfloat16")
+Run = Callable[[int, int, int], tuple[float, float]]
+
+
+def executor_of(checkpoint: Checkpoint, name: str) -> Executor:
+    executor = load(
+        checkpoint, activation_dtype="bfloat16", executor="auto" if name == "native" else "reference"
+    )
     assert isinstance(executor, Executor)
     executor.allocate_kv(256)
+    return executor
 
+
+def ours(executor: Executor) -> Run:
     def run(users: int, prompt: int, answer: int) -> tuple[float, float]:
         """Seconds of prefill and of decode."""
         pages = -(-(prompt + answer) // PAGE_SIZE)
@@ -63,7 +76,7 @@ def ours(checkpoint: Checkpoint) -> Callable[[int, int, int], tuple[float, float
     return run
 
 
-def theirs(checkpoint: Checkpoint) -> Callable[[int, int, int], tuple[float, float]]:
+def theirs(checkpoint: Checkpoint) -> Run:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.bfloat16).eval()
@@ -83,41 +96,102 @@ def theirs(checkpoint: Checkpoint) -> Callable[[int, int, int], tuple[float, flo
     return run
 
 
+@dataclass
+class Figures:
+    """Tokens/s, the best of all rounds."""
+
+    prefill: float = 0.0
+    decode_1: float = 0.0
+    decode_16: float = 0.0
+    users_16: float = 0.0
+    columns: tuple[str, ...] = field(
+        default=("prefill 512", "decode 1", "decode 16", "16 users"), init=False, repr=False
+    )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return (self.prefill, self.decode_1, self.decode_16, self.users_16)
+
+    def round(self, run: Run) -> None:
+        prefill, _ = run(1, 512, 0)
+        self.prefill = max(self.prefill, 512 / prefill)
+        _, decode = run(1, PROMPT, ANSWER // 2)
+        self.decode_1 = max(self.decode_1, ANSWER // 2 / decode)
+        prefill, decode = run(16, PROMPT, ANSWER)
+        self.decode_16 = max(self.decode_16, 16 * ANSWER / decode)
+        self.users_16 = max(self.users_16, 16 * ANSWER / (prefill + decode))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    names = ("native", "reference", "transformers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--weights", type=Path, nargs="+", help="in place of the folder's *.safetensors")
     parser.add_argument("--shape", choices=("smollm2", "qwen3"), default="smollm2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = _checkpoint(arguments.folder, arguments.shape, Path(scratch))
-        runs = {"inferloom": ours(checkpoint), "transformers": theirs(checkpoint)}
-        figures: dict[str, list[float]] = {name: [0.0] * 4 for name in runs}
+        checkpoint = _checkpoint(arguments.folder, arguments.weights, arguments.shape, Path(scratch))
+        executors = {name: executor_of(checkpoint, name) for name in arguments.only if name != "transformers"}
+        runs = {name: ours(executor) for name, executor in executors.items()}
+        if "transformers" in arguments.only:
+            runs["transformers"] = theirs(checkpoint)
+        figures = {name: Figures() for name in runs}
+        bandwidth = 0.0
         for _ in range(arguments.rounds):
+            bandwidth = max(bandwidth, *library.load().memory_bandwidth(1 << 29, arguments.threads, 3))
             for name, run in runs.items():
-                best = figures[name]
-                prefill, _ = run(1, 512, 0)
-                best[0] = max(best[0], 512 / prefill)
-                _, decode = run(1, PROMPT, ANSWER // 2)
-                best[1] = max(best[1], ANSWER // 2 / decode)
-                prefill, decode = run(16, PROMPT, ANSWER)
-                best[2] = max(best[2], 16 * ANSWER / decode)
-                best[3] = max(best[3], 16 * ANSWER / (prefill + decode))
-    print(f"{'tok/s':14}{'prefill 512':>14}{'decode 1':>12}{'decode 16':>12}{'16 users':>12}")
-    for name, values in figures.items():
-        print(f"{name:14}{values[0]:14.0f}{values[1]:12.1f}{values[2]:12.0f}{values[3]:12.0f}")
-    ratios = [a / b for a, b in zip(figures["inferloom"], figures["transformers"], strict=True)]
-    print(f"{'ratio':14}{ratios[0]:14.2f}{ratios[1]:12.2f}{ratios[2]:12.2f}{ratios[3]:12.2f}")
+                figures[name].round(run)
+    first = next(iter(figures))
+    print(f"{'tok/s':14}" + "".join(f"{column:>14}" for column in figures[first].columns))
+    for name, found in figures.items():
+        print(f"{name:14}" + "".join(f"{value:14.1f}" for value in found.values))
+    for name, found in figures.items():
+        if name != first:
+            ratios = [a / b for a, b in zip(figures[first].values, found.values, strict=True)]
+            print(f"{f'/ {name}':14}" + "".join(f"{ratio:14.2f}" for ratio in ratios))
+    native = executors.get("native")
+    if isinstance(native, NativeDecoder):
+        _explain(native, figures["native"], bandwidth)
 
 
-def _checkpoint(folder: Path | None, shape: str, scratch: Path) -> Checkpoint:
+def _explain(native: NativeDecoder, figures: Figures, bandwidth: float) -> None:
+    """What limits the native executor: its share of the bandwidth, and each stage's time."""
+    read = native.card.weight_bytes * figures.decode_1
+    print(
+        f"\n{native.card.executor}: decoding reads {native.card.weight_bytes / 1e6:,.0f} MB of weights a token,"
+        f" {read / 1e9:.1f} GB/s of {bandwidth / 1e9:.1f} ({read / bandwidth:.0%})"
+    )
+    run = ours(native)
+    shapes = {"prefill 512": (1, 512, 0), "decode 1": (1, PROMPT, 16), "decode 16": (16, PROMPT, 16)}
+    table: dict[str, dict[str, float]] = {}
+    for name, (users, prompt, answer) in shapes.items():
+        native.start_profile()
+        run(users, prompt, 0)
+        before = native.stop_profile()
+        native.start_profile()
+        run(users, prompt, answer)
+        after, steps = native.stop_profile(), answer + 1
+        table[name] = {
+            stage: max(times) if not answer else (max(times) * steps - max(before[stage])) / answer
+            for stage, times in after.items()
+        }
+    print(f"{'µs a step':14}" + "".join(f"{name:>14}" for name in table))
+    for stage in table["decode 1"]:
+        print(f"{stage:14}" + "".join(f"{table[name][stage]:14.0f}" for name in table))
+
+
+def _checkpoint(folder: Path | None, files: list[Path] | None, shape: str, scratch: Path) -> Checkpoint:
     if folder is None:
         return (
             make_smollm2_shape(scratch / "m") if shape == "smollm2" else make_qwen3_06b_shape(scratch / "m")
         )
-    weights = tuple(str(path.resolve()) for path in sorted(folder.glob("*.safetensors")))
+    weights = tuple(str(path.resolve()) for path in files or sorted(folder.glob("*.safetensors")))
     return Checkpoint(
         source=str(folder),
         name=folder.name,
