@@ -8,10 +8,10 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <new>
 
 #include "cpu.h"
+#include "team.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -254,24 +254,15 @@ double peak(PeakKind kind, int threads, double seconds) {
 }
 
 double barrier_latency(int threads, int rounds) {
-  struct alignas(64) Arrival {
-    std::atomic<int> round{0};
-  };
-  const std::unique_ptr<Arrival[]> arrivals(new Arrival[static_cast<size_t>(threads)]);
+  Barrier barrier;
   double elapsed = 0;
 #pragma omp parallel num_threads(threads)
   {
-    const int me = omp_get_thread_num();
     const int there = omp_get_num_threads();
-#pragma omp barrier
+    barrier.wait(there);
     const Clock::time_point start = Clock::now();
-    for (int round = 1; round <= rounds; ++round) {
-      arrivals[static_cast<size_t>(me)].round.store(round, std::memory_order_release);
-      for (int other = 0; other < there; ++other) {
-        while (arrivals[static_cast<size_t>(other)].round.load(std::memory_order_acquire) < round) cpu_pause();
-      }
-    }
-    if (me == 0) elapsed = seconds_since(start);
+    for (int round = 0; round < rounds; ++round) barrier.wait(there);
+    if (omp_get_thread_num() == 0) elapsed = seconds_since(start);
   }
   return elapsed / rounds;
 }

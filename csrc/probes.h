@@ -18,7 +18,7 @@ std::vector<double> memory_bandwidth(size_t bytes, int threads, int repeats);
 // none (bfloat16).
 double peak(PeakKind kind, int threads, double seconds);
 
-// Seconds that one barrier among `threads` threads takes, spinning.
+// Seconds that one barrier of a decoder step among `threads` threads takes.
 double barrier_latency(int threads, int rounds);
 
 // Seconds from before an empty parallel region of `threads` threads to after it.
