@@ -6,16 +6,30 @@ One sweep a few times a second looks after all of them, so that a stream costs n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from inferloom.errors import Cancelled, InferloomError, RequestTimeout
 from inferloom.gateway.call import Call
 from inferloom.runners.base import RunHandle
+from inferloom.types import TokenChunk
 
 ABORT = "inferloom.abort"  # the ASGI extension by which our server lets a connection be dropped
 ON_LEAVE = "inferloom.on_leave"  # … and by which it tells that the client has closed it
+WRITER = "inferloom.writer"  # … and a `Writer` of the response's body
+
+
+class Writer(Protocol):
+    """Writes parts of a body that has begun past ASGI's coroutines, which a token of a stream need not pay for."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the client reads as fast as we write, and the body goes on."""
+        ...
+
+    def write(self, body: bytes) -> None: ...
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +120,27 @@ class Exchange:
     # streaming
     async def start_stream(self) -> None:
         await self.call.start(200, self.headers)
+
+    def write_directly(self, handle: RunHandle, frames_of: Callable[[Sequence[TokenChunk]], bytes]) -> None:
+        """Have the frames of what comes written as it comes, where the server can; while the client does not keep up,
+        and for the end of a choice, the consumer is woken."""
+        writer: Writer | None = self.call.scope.get("extensions", {}).get(WRITER)
+        if writer is None:
+            return
+        time = asyncio.get_running_loop().time
+
+        def write(chunks: list[TokenChunk]) -> bool:
+            if self.sending_since or self.comment is not None or self.error is not None or not writer.ready:
+                return False
+            for chunk in chunks:
+                if chunk.finish_reason is not None:
+                    return False
+            if frames := frames_of(chunks):
+                writer.write(frames)
+                self.last_sent = time()
+            return True
+
+        handle.divert(write)
 
     async def write(self, frames: bytes) -> None:
         """Send frames, noting how long the client lets us wait."""

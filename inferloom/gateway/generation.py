@@ -138,6 +138,7 @@ class Generation:
                 if not handle.finished:
                     await exchange.write(pending)
                     pending = b""
+                    exchange.write_directly(handle, form.frames)
                 chunks = await handle.take()
             if exchange.error is not None:
                 raise exchange.error

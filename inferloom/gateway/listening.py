@@ -9,24 +9,48 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from inferloom.errors import InvalidRequest
-from inferloom.gateway.exchange import ABORT, ON_LEAVE
+from inferloom.gateway.exchange import ABORT, ON_LEAVE, WRITER
 from inferloom.gateway.wire.errors import encode_error
 
 KEEP_ALIVE_SECONDS = 75
 
 
+class BodyWriter:
+    """Chunks of one response's body, written as uvicorn writes them."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def ready(self) -> bool:
+        cycle = self._cycle
+        under_way = cycle.response_started and not cycle.response_complete and not cycle.disconnected
+        return bool(under_way and cycle.chunked_encoding and not cycle.flow.write_paused)
+
+    def write(self, body: bytes) -> None:
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+
+
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 whose requests can drop their connection (a client that does not read keeps no buffer), and are
-    told when the client leaves, which spares each of them a task that waits for it."""
+    """HTTP/1.1 whose requests can drop their connection (a client that does not read keeps no buffer), are told when
+    the client leaves, which spares each of them a task that waits for it, and can write without a coroutine."""
 
     _left: Callable[[], None] | None = None  # of the request that is being answered: there is one at a time
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {ABORT: self.transport.abort, ON_LEAVE: self.on_leave}  # type: ignore[dict-item]
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope:  # no upgrade that was asked for and is not made
+            self.scope["extensions"][WRITER] = BodyWriter(cycle)  # type: ignore[assignment]
 
     def on_leave(self, left: Callable[[], None]) -> Callable[[], None]:
         """Have `left` called once if the client closes the connection; calling what is returned takes that back."""

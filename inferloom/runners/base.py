@@ -63,10 +63,21 @@ class RunHandle:
     """An answer in progress: an async iterator of `TokenChunk`, with `cancel()`.
 
     The producer calls `feed`, `finish` or `fail` from the event loop's thread; one consumer reads. `take()` hands
-    over everything that is there at once, so that a fast producer costs one wake-up and not one per token.
+    over everything that is there at once, so that a fast producer costs one wake-up and not one per token. A consumer
+    whom even that wake-up is too dear gives a function that chunks are passed to (`divert`).
     """
 
-    __slots__ = ("_chunks", "_error", "_finished", "_on_cancel", "_patient", "_waiter", "prompt_tokens")
+    __slots__ = (
+        "_chunks",
+        "_error",
+        "_finished",
+        "_on_cancel",
+        "_passing",
+        "_patient",
+        "_sink",
+        "_waiter",
+        "prompt_tokens",
+    )
 
     def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
         self._chunks: list[TokenChunk] = []
@@ -75,12 +86,28 @@ class RunHandle:
         self._on_cancel = on_cancel
         self._waiter: asyncio.Future[None] | None = None
         self._patient = False  # the consumer waits for the end alone
+        self._sink: Callable[[list[TokenChunk]], bool] | None = None
+        self._passing = False  # the loop will call `_pass`
         self.prompt_tokens = 0
 
     # the producer's side
     def feed(self, chunk: TokenChunk) -> None:
         self._chunks.append(chunk)
-        if not self._patient:
+        if self._sink is None:
+            if not self._patient:
+                self._wake()
+        elif not self._passing:
+            self._passing = True
+            asyncio.get_running_loop().call_soon(self._pass)
+
+    def _pass(self) -> None:
+        """Give the sink what came in this turn of the loop; what it refuses wakes the consumer, as the end does."""
+        self._passing = False
+        if self._finished or not self._chunks:
+            return
+        if self._sink is not None and self._sink(self._chunks):
+            self._chunks = []
+        else:
             self._wake()
 
     def finish(self) -> None:
@@ -126,6 +153,11 @@ class RunHandle:
             await self._waiter
         chunks, self._chunks = self._chunks, []
         return chunks
+
+    def divert(self, sink: Callable[[list[TokenChunk]], bool]) -> None:
+        """From now on `sink` is called with what arrives, in order and from the loop; it says whether it took all of it
+        or nothing. `take` still brings the rest: what was refused, and all that comes with the end."""
+        self._sink = sink
 
     async def take_rest(self) -> list[TokenChunk]:
         """Everything that comes until the end, for one wake-up. Raises the run's error, whatever came before it."""
