@@ -1,9 +1,15 @@
-"""The worker's end of the socket pair: plain blocking calls, because the engine's loop is the only user."""
+"""The worker's end of the socket pair: plain blocking calls, because the engine's loop is the only user.
+
+What a step brings can be posted instead: a thread writes it while the next step computes. The kernel likes to run the
+reader of a message on the processor of its writer, at once: the loop would stand still while the gateway works.
+"""
 
 from __future__ import annotations
 
 import select
 import socket
+import threading
+from queue import SimpleQueue
 
 import msgspec
 
@@ -13,6 +19,7 @@ from inferloom.worker.messages.replies import FromWorker
 from inferloom.worker.messages.requests import ToWorker
 
 CHUNK = 1 << 18
+POSTED = 64  # messages that may wait to be written
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ToWorker).decode
@@ -29,6 +36,9 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._early: list[memoryview] = []  # frames that came with the job
+        self._posts: SimpleQueue[bytes] | None = None
+        self._room = threading.Semaphore(POSTED)
+        self._gone = False
 
     def wake_on(self, descriptor: int) -> None:
         """A wait in `receive` ends early when `descriptor` becomes readable."""
@@ -51,11 +61,45 @@ class Channel:
         return [_decode(body) for body in bodies]
 
     def send(self, message: FromWorker) -> None:
-        """Write one message. Blocks while the gateway has no room: that is what slows the engine down."""
+        """Write one message, after those that were posted. Blocks while the gateway has no room."""
+        self._drain()
         try:
             self._sock.sendall(frame(_encode(message)))
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError from None
+
+    def post(self, message: FromWorker) -> None:
+        """Have a message written, in order. Blocks while many wait: that is what slows the engine down."""
+        if self._posts is None:
+            self.send(message)
+            return
+        self._room.acquire()
+        if self._gone:
+            self._room.release()
+            raise EOFError
+        self._posts.put(frame(_encode(message)))
+
+    def start_posting(self) -> None:
+        """From now on a thread writes what is posted; before, and without it, `post` is `send`."""
+        self._posts = SimpleQueue()
+        threading.Thread(target=self._write_posts, args=(self._posts,), daemon=True).start()
+
+    def _write_posts(self, posts: SimpleQueue[bytes]) -> None:
+        while True:
+            data = posts.get()
+            try:
+                if not self._gone:
+                    self._sock.sendall(data)
+            except OSError:
+                self._gone = True
+            self._room.release()
+
+    def _drain(self) -> None:
+        """Wait until everything that was posted is written."""
+        if self._posts is not None:
+            for _ in range(POSTED):
+                self._room.acquire()
+            self._room.release(POSTED)
 
     def _read(self, flags: int) -> bytes:
         try:

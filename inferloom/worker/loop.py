@@ -9,7 +9,7 @@ import msgspec
 
 from inferloom.worker.channel import Channel
 from inferloom.worker.hosts import Host
-from inferloom.worker.messages.replies import Stats
+from inferloom.worker.messages.replies import FromWorker, Stats
 from inferloom.worker.messages.requests import Cancel, Embed, Flush, Generate, GetStats, ToWorker
 
 STATS_SECS = 1.0  # between two unasked reports while there is work
@@ -27,21 +27,23 @@ def run(channel: Channel, host: Host, *, check: Callable[[], None], check_secs: 
     """
     reported = time.monotonic()
     wait: float | None = check_secs
+    replies: list[FromWorker] = []
     while True:
         check()
-        for message in channel.receive(wait=wait):
+        messages = channel.receive(wait=wait)
+        for reply in replies:  # as late as can be: what writes them should meet the next step, not its preparation
+            channel.post(reply)
+        for message in messages:
             take(message, channel=channel, host=host)
         if not host.has_work:
-            wait = check_secs
+            wait, replies = check_secs, []
             continue
         replies = host.step()
-        for reply in replies:
-            channel.send(reply)
         wait = 0.0 if replies else host.pause
         now = time.monotonic()
         if now - reported > STATS_SECS or not host.has_work:
             reported = now
-            channel.send(host.stats())
+            channel.post(host.stats())
 
 
 def take(message: ToWorker, *, channel: Channel, host: Host) -> None:
@@ -53,10 +55,10 @@ def take(message: ToWorker, *, channel: Channel, host: Host) -> None:
     elif isinstance(message, Embed):
         host.embed(message)
     elif isinstance(message, GetStats):
-        channel.send(numbered(host.stats(), message.id))
+        channel.post(numbered(host.stats(), message.id))
     elif isinstance(message, Flush):
         host.flush()
-        channel.send(numbered(host.stats(), message.id))
+        channel.post(numbered(host.stats(), message.id))
     else:
         raise Stopped
 

@@ -53,6 +53,8 @@ def work(channel: Channel, job: WorkerJob, sock: socket.socket) -> None:
     watch.compare()
     channel.send(Ready(card=host.card, stages=host.stages))
     channel.wake_on(watch.wake)
+    if job.driver != "dummy":  # a script has no step to compute meanwhile
+        channel.start_posting()
     compared = time.monotonic()
 
     def check() -> None:
