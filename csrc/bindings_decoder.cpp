@@ -1,5 +1,5 @@
-// `Decoder` for Python: weights and tables as addresses, a batch as plain lists of integers, which are read here faster than numpy would
-// make arrays of them.
+// `Decoder` for Python: weights and tables as addresses, a batch as plain lists of integers, which are read here faster
+// than numpy would make arrays of them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -46,7 +46,8 @@ class StepDecoder {
   StepDecoder(const DecoderSpec& spec, const DecoderWeights& weights, int threads)
       : decoder(operators(best_isa()), spec, weights, threads) {}
 
-  void step(nb::list token_ids, nb::list starts, nb::list context_lens, nb::list page_tables, nb::list logit_rows, uintptr_t logits) {
+  void step(nb::list token_ids, nb::list starts, nb::list context_lens, nb::list page_tables, nb::list logit_rows,
+            uintptr_t logits) {
     assign(batch_.token_ids, token_ids.ptr());
     assign(batch_.starts, starts.ptr());
     assign(batch_.context_lens, context_lens.ptr());
@@ -94,7 +95,9 @@ void bind_decoder(nb::module_& module) {
   nb::class_<Linear>(module, "Linear", "A weight matrix at an address, in a layout of csrc/layouts.md.")
       .def("__init__",
            [](Linear* self, int layout, int rows, int cols, uintptr_t data, uintptr_t bias) {
-             if (layout < 0 || layout > static_cast<int>(Layout::Q4_32)) throw std::invalid_argument("there is no such layout");
+             if (layout < 0 || layout > static_cast<int>(Layout::Q4_32)) {
+               throw std::invalid_argument("there is no such layout");
+             }
              new (self) Linear{static_cast<Layout>(layout), rows, cols, pointer<void>(data), pointer<float>(bias)};
            },
            "layout"_a, "rows"_a, "cols"_a, "data"_a, "bias"_a = 0)
@@ -163,21 +166,25 @@ void bind_decoder(nb::module_& module) {
       .def_rw("head", &DecoderWeights::head)
       .def("add_layer", [](DecoderWeights& self, const DecoderLayer& layer) { self.layers.push_back(layer); });
 
-  nb::class_<StepDecoder>(module, "Decoder", "A whole step of a decoder in one call. Not thread-safe; keeps the addresses it is given.")
+  nb::class_<StepDecoder>(module, "Decoder",
+                          "A whole step of a decoder in one call. Not thread-safe; keeps the addresses it is given.")
       .def(nb::init<const DecoderSpec&, const DecoderWeights&, int>(), "spec"_a, "weights"_a, "threads"_a)
       .def_prop_ro("isa", [](const StepDecoder& self) { return std::string(self.decoder.isa()); })
       .def_prop_ro("threads", [](const StepDecoder& self) { return self.decoder.threads(); })
       .def_prop_ro("kv_bytes_per_page", [](const StepDecoder& self) { return self.decoder.kv_bytes_per_page(); })
       .def_prop_ro("scratch_bytes", [](const StepDecoder& self) { return self.decoder.scratch_bytes(); })
       .def("set_kv",
-           [](StepDecoder& self, uintptr_t pool, int pages) { self.decoder.set_kv(reinterpret_cast<uint8_t*>(pool), pages); },
+           [](StepDecoder& self, uintptr_t pool, int pages) {
+             self.decoder.set_kv(reinterpret_cast<uint8_t*>(pool), pages);
+           },
            "pool"_a, "pages"_a)
       .def("set_rope",
            [](StepDecoder& self, int table, uintptr_t cos_sin, int positions, int rotary) {
              self.decoder.set_rope(table, pointer<float>(cos_sin), positions, rotary);
            },
            "table"_a, "cos_sin"_a, "positions"_a, "rotary"_a)
-      .def("step", &StepDecoder::step, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a, "logit_rows"_a, "logits"_a)
+      .def("step", &StepDecoder::step, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a,
+           "logit_rows"_a, "logits"_a)
       .def_prop_rw("profiled", [](const StepDecoder& self) { return self.decoder.profile.enabled; },
                    [](StepDecoder& self, bool enabled) {
                      self.decoder.profile.clear();

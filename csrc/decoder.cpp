@@ -12,15 +12,16 @@ namespace inferloom {
 
 namespace {
 
-void require(bool holds, const std::string& what) {
+inline void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
 void require_linear(const Linear& w, int32_t rows, int32_t cols, const char* name) {
-  require(w.rows == rows && w.cols == cols, std::string(name) + " is " + std::to_string(w.rows) + " x " + std::to_string(w.cols) +
-                                                ", not " + std::to_string(rows) + " x " + std::to_string(cols));
-  require(w.data != nullptr, std::string(name) + " has no data");
-  require(!w.quantised() || reinterpret_cast<uintptr_t>(w.data) % 64 == 0, std::string(name) + " does not begin at a multiple of 64 bytes");
+  const auto size = [](int32_t n, int32_t k) { return std::to_string(n) + " x " + std::to_string(k); };
+  const auto refuse = [&](const std::string& what) { throw std::invalid_argument(std::string(name) + what); };
+  if (w.rows != rows || w.cols != cols) refuse(" is " + size(w.rows, w.cols) + ", not " + size(rows, cols));
+  if (!w.data) refuse(" has no data");
+  if (w.quantised() && reinterpret_cast<uintptr_t>(w.data) % 64) refuse(" does not begin at a multiple of 64 bytes");
 }
 
 void require_layer(const DecoderSpec& spec, const DecoderLayer& layer) {
@@ -34,7 +35,8 @@ void require_layer(const DecoderSpec& spec, const DecoderLayer& layer) {
   if (layer.up.present()) require_linear(layer.up, inner, hidden, "up");
   require_linear(layer.down, hidden, inner, "down");
   require(layer.up.present() || spec.activation != Activation::NONE, "an MLP without gate needs an activation");
-  require(!spec.parallel_residual || !layer.attention_out_norm.present, "a parallel residual has no norm after the attention");
+  require(!spec.parallel_residual || !layer.attention_out_norm.present,
+          "a parallel residual has no norm after the attention");
   require((layer.q_norm == nullptr) == (layer.k_norm == nullptr), "queries and keys are normalised both or neither");
 }
 
@@ -71,7 +73,8 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
       inner_(spec.intermediate_size, inner_forms(weights_), spec.int8_group) {
   require(threads >= 1, "a decoder needs at least one thread");
   require(spec.vocab_size > 0 && spec.hidden_size > 0 && spec.intermediate_size > 0, "sizes must be positive");
-  require(spec.kv_heads > 0 && spec.heads > 0 && spec.heads % spec.kv_heads == 0, "heads must be a multiple of kv_heads");
+  require(spec.kv_heads > 0 && spec.heads > 0 && spec.heads % spec.kv_heads == 0,
+          "heads must be a multiple of kv_heads");
   require(spec.head_dim > 0 && spec.head_dim % 16 == 0, "head_dim must be a multiple of 16");
   require(spec.int8_group == 32 || spec.int8_group == 128, "int8_group must be 32 or 128");
   require(!weights_.layers.empty(), "a decoder needs layers");
@@ -102,7 +105,9 @@ size_t Decoder::kv_bytes_per_page() const {
 
 size_t Decoder::scratch_bytes() const {
   size_t bytes = 0;
-  for (const Buffer* buffer : {&stream_, &wanted_stream_, &qkv_, &mixed_rows_, &added_, &partials_}) bytes += buffer->bytes();
+  for (const Buffer* buffer : {&stream_, &wanted_stream_, &qkv_, &mixed_rows_, &added_, &partials_}) {
+    bytes += buffer->bytes();
+  }
   for (const ActivationBuffer* buffer : {&hidden_, &mixed_, &inner_}) bytes += buffer->bytes();
   for (const Private& own : private_) bytes += own.hidden.bytes() + own.mixed.bytes() + own.scratch.bytes();
   return bytes;
@@ -115,7 +120,8 @@ void Decoder::set_kv(uint8_t* pool, int32_t pages) {
 }
 
 void Decoder::set_rope(int32_t table, const float* cos_sin, int32_t positions, int32_t rotary) {
-  require(table >= 0 && rotary > 0 && rotary % 2 == 0 && rotary <= spec_.head_dim, "a rope turns an even part of a head");
+  require(table >= 0 && rotary > 0 && rotary % 2 == 0 && rotary <= spec_.head_dim,
+          "a rope turns an even part of a head");
   if (static_cast<size_t>(table) >= ropes_.size()) ropes_.resize(static_cast<size_t>(table) + 1);
   ropes_[static_cast<size_t>(table)] = {cos_sin, positions, rotary};
 }
@@ -123,7 +129,8 @@ void Decoder::set_rope(int32_t table, const float* cos_sin, int32_t positions, i
 void Decoder::check(const StepBatch& batch) const {
   const int32_t rows = batch.rows(), sequences = batch.sequences();
   require(pool_ != nullptr, "set_kv comes before the first step");
-  require(static_cast<int32_t>(batch.starts.size()) == sequences + 1 && static_cast<int32_t>(batch.page_starts.size()) == sequences + 1,
+  const auto ends = static_cast<size_t>(sequences) + 1;
+  require(batch.starts.size() == ends && batch.page_starts.size() == ends,
           "starts and context_lens do not fit together");
   require(batch.starts.front() == 0 && batch.starts.back() == rows, "starts do not cover the rows");
   int32_t longest = 0;
@@ -131,16 +138,21 @@ void Decoder::check(const StepBatch& batch) const {
     const auto at = static_cast<size_t>(i);
     const int32_t count = batch.starts[at + 1] - batch.starts[at], context = batch.context_lens[at];
     require(count > 0 && context >= count, "a sequence has no rows, or more rows than context");
-    require((batch.page_starts[at + 1] - batch.page_starts[at]) * int64_t{kPageSize} >= context, "a page table is too short for its context");
+    const int64_t room = (batch.page_starts[at + 1] - batch.page_starts[at]) * int64_t{kPageSize};
+    require(room >= context, "a page table is too short for its context");
     longest = std::max(longest, context);
   }
-  for (const int32_t id : batch.token_ids) require(id >= 0 && id < spec_.vocab_size, "a token id is outside of the vocabulary");
+  for (const int32_t id : batch.token_ids) {
+    require(id >= 0 && id < spec_.vocab_size, "a token id is outside of the vocabulary");
+  }
   for (const int32_t page : batch.page_tables) require(page >= 0 && page < pages_, "a page is outside of the pool");
   for (const int32_t row : batch.logit_rows) require(row >= 0 && row < rows, "a logit row is outside of the batch");
-  require(!weights_.positions.present() || longest <= weights_.positions.rows, "a context is longer than the table of positions");
+  require(!weights_.positions.present() || longest <= weights_.positions.rows,
+          "a context is longer than the table of positions");
   for (const DecoderLayer& layer : weights_.layers) {
     if (layer.rope < 0) continue;
-    require(static_cast<size_t>(layer.rope) < ropes_.size() && longest <= ropes_[static_cast<size_t>(layer.rope)].positions,
+    const auto table = static_cast<size_t>(layer.rope);
+    require(table < ropes_.size() && longest <= ropes_[table].positions,
             "a context is longer than its rope table");
   }
 }
@@ -157,7 +169,8 @@ void Decoder::plan(const StepBatch& batch) {
     sequences_.push_back({first, rows, context, pages});
     for (int32_t position = context - rows; position < context; ++position) {
       // Sixteen positions share the cache lines of a block of keys.
-      if (position == context - rows || position % 16 == 0) head_starts_.push_back(static_cast<int32_t>(positions_.size()));
+      const bool begins = position == context - rows || position % 16 == 0;
+      if (begins) head_starts_.push_back(static_cast<int32_t>(positions_.size()));
       positions_.push_back(position);
       row_pages_.push_back(pages[position / kPageSize]);
     }
@@ -176,7 +189,8 @@ void Decoder::plan(const StepBatch& batch) {
 
 void Decoder::reserve(const StepBatch& batch) {
   const auto rows = static_cast<size_t>(batch.rows()), wanted = static_cast<size_t>(batch.wanted());
-  const auto hidden = static_cast<size_t>(spec_.hidden_size), queries = static_cast<size_t>(spec_.heads * spec_.head_dim);
+  const auto hidden = static_cast<size_t>(spec_.hidden_size);
+  const auto queries = static_cast<size_t>(spec_.heads * spec_.head_dim);
   const auto keys = static_cast<size_t>(spec_.kv_heads * spec_.head_dim);
   stream_.reserve_of<float>(rows * hidden);
   wanted_stream_.reserve_of<float>(wanted * hidden);

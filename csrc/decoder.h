@@ -1,4 +1,5 @@
-// A whole step of a decoder over paged KV: one ragged batch of decodes and prefill chunks in, the logits of the asked rows out.
+// A whole step of a decoder over paged KV: one ragged batch of decodes and prefill chunks in, the logits of the asked
+// rows out.
 //
 // The layer that a `DecoderSpec` describes is the one of `inferloom/models/spec.py`; what is not there changes nothing.
 #pragma once
@@ -93,10 +94,12 @@ struct AttentionPlan {
   std::vector<AttentionShare> shares;
   std::vector<AttentionJoin> joins;
   int64_t partial_floats = 0;
-  bool by_head = false;  // a share has all rows of its sequence, all keys, and there is one for each: it can make them as well
+  // Every sequence has one tile, whose shares see all keys: such a share can make the queries, keys and values as well.
+  bool by_head = false;
 
   // `wanted`: for each row whether its result matters, or null: all do.
-  void make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted, int threads);
+  void make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted,
+            int threads);
 };
 
 // Not thread-safe. Weights, tables and the KV pool are the caller's, who keeps them until the decoder is gone.
@@ -115,8 +118,9 @@ class Decoder {
   // cos_sin [positions, rotary] as in `HeadJob`. `rotary`: elements of a head that turn.
   void set_rope(int32_t table, const float* cos_sin, int32_t positions, int32_t rotary);
 
-  // Writes K and V of all rows to their pages and float32 logits [wanted, vocab_size]. Throws std::invalid_argument, before anything is
-  // written, for a batch that does not hold together or reaches beyond the vocabulary, the pool or the rope tables.
+  // Writes K and V of all rows to their pages and float32 logits [wanted, vocab_size]. Throws std::invalid_argument,
+  // before anything is written, for a batch that does not hold together or reaches beyond the vocabulary, the pool or
+  // the rope tables.
   void step(const StepBatch& batch, float* logits);
 
   Profile profile;

@@ -33,8 +33,8 @@ void cut(const SequenceView& sequence, int32_t window, const uint8_t* wanted, st
 
 }  // namespace
 
-void AttentionPlan::make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted,
-                         int threads) {
+void AttentionPlan::make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window,
+                         const uint8_t* wanted, int threads) {
   shares.clear();
   joins.clear();
   partial_floats = 0;

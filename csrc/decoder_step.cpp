@@ -7,8 +7,9 @@ namespace inferloom {
 
 namespace {
 
-// The operators copy a piece's activations into an order of their own: a piece should have so many blocks of the matrix that this costs
-// little, and a stage so many pieces that a thread whose core was taken away delays it by a part of its share only.
+// The operators copy a piece's activations into an order of their own: a piece should have so many blocks of the matrix
+// that this costs little, and a stage so many pieces that a thread whose core was taken away delays it by a part of its
+// share only.
 constexpr int kPieceBlocks = 16;
 constexpr size_t kPieceBytes = 64 << 10;  // few rows: some microseconds of reading
 constexpr int kPiecesPerThread = 2;
@@ -54,14 +55,14 @@ StepWorker::StepWorker(Decoder& decoder, const StepBatch& batch, float* logits, 
       rows_(batch.rows()),
       stream_(decoder.stream_.at<float>()),
       qkv_stride_(int64_t{spec_.heads + 2 * spec_.kv_heads} * spec_.head_dim),
-      layer_bytes_(static_cast<int64_t>(kv_page_bytes(KvType::BF16, spec_.kv_heads, spec_.head_dim)) * decoder.pages_) {}
+      page_bytes_(static_cast<int64_t>(kv_page_bytes(KvType::BF16, spec_.kv_heads, spec_.head_dim))) {}
 
 void StepWorker::run() {
   embed();
   const std::vector<DecoderLayer>& layers = decoder_.weights_.layers;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const KvPool kv{decoder_.pool_ + static_cast<int64_t>(i) * layer_bytes_, layer_bytes_ / decoder_.pages_, KvType::BF16, spec_.kv_heads,
-                    spec_.head_dim};
+    uint8_t* pool = decoder_.pool_ + static_cast<int64_t>(i) * decoder_.pages_ * page_bytes_;
+    const KvPool kv{pool, page_bytes_, KvType::BF16, spec_.kv_heads, spec_.head_dim};
     const AttentionPlan& plan = decoder_.plans_[static_cast<size_t>(decoder_.plan_of_[i])];
     const bool by_head = plan.by_head && !(spec_.norm_whole_rows && layers[i].q_norm), last = i + 1 == layers.size();
     attend(layers[i], kv, by_head);
@@ -92,7 +93,8 @@ void StepWorker::each_row(Stage stage, bool alone, Work&& work) {
 void StepWorker::embed() {
   const int64_t hidden = spec_.hidden_size;
   each_row(Stage::EMBED, false, [&](int begin, int end) {
-    operators_.embed(decoder_.weights_.embedding, batch_.token_ids.data(), spec_.embedding_factor, stream_, hidden, begin, end);
+    operators_.embed(decoder_.weights_.embedding, batch_.token_ids.data(), spec_.embedding_factor, stream_, hidden,
+                     begin, end);
     const Linear& learned = decoder_.weights_.positions;
     if (!learned.present()) return;
     float* places = decoder_.added_.at<float>();
@@ -162,8 +164,9 @@ void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool, bool by_h
     const int32_t begin = starts[static_cast<size_t>(piece)], end = starts[static_cast<size_t>(piece) + 1];
     if (whole) {
       const auto normalise = [&](float* part, const float* weight, int64_t cols) {
-        operators_.norm_rows({part, qkv_stride_, weight, nullptr, spec_.norm_eps, NormKind::RMS, static_cast<int32_t>(cols)}, part,
-                             qkv_stride_, begin, end);
+        const NormJob norm{part,          qkv_stride_,   weight, nullptr, spec_.norm_eps, NormKind::RMS,
+                           static_cast<int32_t>(cols)};
+        operators_.norm_rows(norm, part, qkv_stride_, begin, end);
       };
       normalise(qkv, layer.q_norm, queries);
       normalise(qkv + queries, layer.k_norm, keys);
@@ -184,10 +187,11 @@ HeadJob StepWorker::head_job(const DecoderLayer& layer) const {
   return job;
 }
 
-void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head, bool last) {
+void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head,
+                     bool last) {
   const int64_t queries = int64_t{spec_.heads} * spec_.head_dim;
-  const AttentionSpec attention{spec_.heads,  spec_.kv_heads, spec_.head_dim, spec_.attention_scale, spec_.attention_soft_cap,
-                                layer.window, layer.sinks,    nullptr,        nullptr};
+  const AttentionSpec attention{spec_.heads, spec_.kv_heads, spec_.head_dim, spec_.attention_scale,
+                                spec_.attention_soft_cap, layer.window, layer.sinks, nullptr, nullptr};
   const float* qkv = decoder_.qkv_.at<float>();
   float* mixed = decoder_.mixed_rows_.at<float>();
   float* partials = decoder_.partials_.at<float>();
@@ -232,7 +236,8 @@ void StepWorker::mix(const DecoderLayer& layer, const KvPool& pool, const Attent
       const auto hidden = static_cast<size_t>(spec_.hidden_size);
       for (int row = begin; row < end; ++row) {
         const int64_t from = batch_.logit_rows[static_cast<size_t>(row)];
-        std::memcpy(stream_ + static_cast<size_t>(row) * hidden, before + static_cast<size_t>(from) * hidden, hidden * sizeof(float));
+        std::memcpy(stream_ + static_cast<size_t>(row) * hidden, before + static_cast<size_t>(from) * hidden,
+                    hidden * sizeof(float));
         operators_.convert(mixed + (from - row) * queries, queries, &input, row, row + 1);
       }
     } else {

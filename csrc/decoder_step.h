@@ -1,4 +1,5 @@
-// One thread's way through a step. All threads go through the same stages; a barrier stands where one reads what another wrote.
+// One thread's way through a step. All threads go through the same stages; a barrier stands where one reads what
+// another wrote.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +7,8 @@
 
 namespace inferloom {
 
-// Up to here every thread normalises and converts all rows for itself: that costs less than a barrier and keeps the result in its cache.
+// Up to here every thread normalises and converts all rows for itself: that costs less than a barrier and keeps the
+// result in its cache.
 constexpr int kFewRows = 4;
 
 inline uint32_t qkv_forms(const DecoderLayer& layer) {
@@ -25,8 +27,8 @@ class StepWorker {
 
  private:
   void embed();
-  // Norm, projections, and queries, keys and values to their places. `by_head`: that last part is left to `mix`, whose pieces then make what
-  // they read: no barrier lies between.
+  // Norm, projections, and queries, keys and values to their places. `by_head`: that last part is left to `mix`, whose
+  // pieces then make what they read: no barrier lies between.
   void attend(const DecoderLayer& layer, const KvPool& pool, bool by_head);
   // Attention, and its result into the stream. After the last layer's only the wanted rows go on.
   void mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head, bool last);
@@ -62,7 +64,7 @@ class StepWorker {
   int32_t rows_;            // that go on: all, and past the last layer's attention those wanted
   float* stream_;           // [rows_, hidden_size]
   int64_t qkv_stride_;
-  int64_t layer_bytes_;     // of the KV pool
+  int64_t page_bytes_;      // of a KV page of one layer
   Activations mlp_input_;   // made before the attention's result is added, with parallel_residual
 };
 

@@ -1,7 +1,8 @@
 // The threads of one parallel region: a barrier, and work that is divided among them.
 //
-// Work of a stage is cut into units. Every thread begins with its own contiguous share, so that it reads memory in order, and helps the
-// others once it is through: a thread whose core was taken away for a while then delays the stage by one piece of work, not by its share.
+// Work of a stage is cut into units. Every thread begins with its own contiguous share, so that it reads memory in
+// order, and helps the others once it is through: a thread whose core was taken away for a while then delays the stage
+// by one piece of work, not by its share.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -19,8 +20,9 @@
 
 namespace inferloom {
 
-// Any number of threads may take part; each says how many there are. Waiting spins for some microseconds, then offers the core to others
-// between two looks, and after about a millisecond sleeps: models share the cores with each other and with the gateway.
+// Any number of threads may take part; each says how many there are. Waiting spins for some microseconds, then offers
+// the core to others between two looks, and after about a millisecond sleeps: models share the cores with each other
+// and with the gateway.
 class Barrier {
  public:
   void wait(int threads) {
@@ -92,8 +94,8 @@ class Team {
       parity_ ^= 1;
     }
 
-    // Calls work(begin, end) for pieces of at most `grain` units until all of [0, units) is taken; at most once between two waits. Returns
-    // when nothing is left to take, while others may still be computing.
+    // Calls work(begin, end) for pieces of at most `grain` units until all of [0, units) is taken; at most once between
+    // two waits. Returns when nothing is left to take, while others may still be computing.
     template <class Work>
     void share(int units, int grain, Work&& work) {
       if (threads_ == 1) {

@@ -1,5 +1,5 @@
-// The step of a decoder: the same bits for any number of threads, however a prompt is cut and whatever else is in the batch; and what divides
-// its work. That the numbers are right is tested from Python, against models in torch.
+// The step of a decoder: the same bits for any number of threads, however a prompt is cut and whatever else is in the
+// batch; and what divides its work. That the numbers are right is tested from Python, against models in torch.
 #include <omp.h>
 
 #include <cstring>
@@ -36,7 +36,10 @@ class Model {
     spec.attention_scale = 0.25f;
     spec.norm_whole_rows = shape.whole_rows;
     spec.parallel_residual = shape.parallel;
-    if (shape.capped) spec.attention_soft_cap = 3.0f, spec.logit_soft_cap = 2.0f, spec.residual_factor = 0.7f, spec.embedding_factor = 1.5f;
+    if (shape.capped) {
+      spec.attention_soft_cap = 3.0f, spec.logit_soft_cap = 2.0f;
+      spec.residual_factor = 0.7f, spec.embedding_factor = 1.5f;
+    }
     const int queries = shape.heads * shape.dim, keys = shape.kv_heads * shape.dim;
     weights.embedding = matrix(spec.vocab_size, shape.hidden, shape.layout);
     weights.head = weights.embedding;
@@ -122,7 +125,9 @@ class Run {
     batch.starts = batch.page_starts = {0};
     for (const Part& part : parts) {
       int& done = done_[static_cast<size_t>(part.sequence)];
-      for (int i = 0; i < part.rows; ++i, ++done) batch.token_ids.push_back((done * 31 + part.sequence * 7) % model_.spec.vocab_size);
+      for (int i = 0; i < part.rows; ++i, ++done) {
+        batch.token_ids.push_back((done * 31 + part.sequence * 7) % model_.spec.vocab_size);
+      }
       batch.starts.push_back(batch.rows());
       batch.context_lens.push_back(done);
       for (int page = 0; page * kPageSize < done; ++page) batch.page_tables.push_back(part.sequence + 4 * page);
@@ -181,7 +186,8 @@ void test_same_bits(const Operators& operators) {
       for (const std::vector<int>& steps : {std::vector<int>{70}, {1, 69}, {33, 8, 8, 1, 20}}) {
         for (bool company : {false, true}) {
           const bool same = Run(operators, model, threads).prompt(steps, company) == expected;
-          CHECK(same, "%s: other bits with %d threads, %zu steps, %s", shape.name, threads, steps.size(), company ? "in company" : "alone");
+          CHECK(same, "%s: other bits with %d threads, %zu steps, %s", shape.name, threads, steps.size(),
+                company ? "in company" : "alone");
         }
       }
     }
@@ -201,7 +207,8 @@ void test_refusals(const Operators& operators) {
     return false;
   };
   StepBatch good;
-  good.token_ids = {5}, good.starts = {0, 1}, good.context_lens = {1}, good.page_starts = {0, 1}, good.page_tables = {3}, good.logit_rows = {0};
+  good.token_ids = {5}, good.starts = good.page_starts = {0, 1}, good.context_lens = {1};
+  good.page_tables = {3}, good.logit_rows = {0};
   CHECK(!refused(good), "a good batch is refused");
   StepBatch bad = good;
   bad.token_ids = {83};
@@ -234,7 +241,9 @@ void test_sharing(const Operators&) {
         }
       }
       for (const std::vector<int>& stage : taken) {
-        for (int count : stage) CHECK(count == 1, "a unit of %zu was taken %d times by %d threads", stage.size(), count, threads);
+        for (int count : stage) {
+          CHECK(count == 1, "a unit of %zu was taken %d times by %d threads", stage.size(), count, threads);
+        }
       }
     }
   }
