@@ -28,25 +28,17 @@ class NativeSampler:
     def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> list[int]:
         """A token for each draw from its row of `logits` (float32 [n, vocab], on the CPU); −1: no distribution."""
         count = len(draws)
-        if count > len(self._rows):
+        if count > self._room:
             self._reserve(2 * count)
         self._rows[:count] = rows
-        temperatures = self._greedy
-        if any(draw.sampling.temperature > 0 for draw in draws):
-            temperatures = self._temperatures
-            self._fill(draws, count)
+        columns = self._greedy
+        for draw in draws:
+            if draw.sampling.temperature > 0:
+                self._fill(draws, count)
+                columns = self._columns
+                break
         self._sample(
-            logits.data_ptr(),
-            logits.stride(0),
-            logits.shape[1],
-            _address(self._rows),
-            _address(temperatures),
-            _address(self._top_ks),
-            _address(self._top_ps),
-            _address(self._min_ps),
-            _address(self._dice),
-            count,
-            _address(self._tokens),
+            logits.data_ptr(), logits.stride(0), logits.shape[1], *columns, count, self._tokens_address
         )
         tokens: list[int] = self._tokens[:count].tolist()
         return tokens
@@ -62,14 +54,20 @@ class NativeSampler:
         ]
 
     def _reserve(self, count: int) -> None:
+        self._room = count
         self._rows = np.zeros(count, dtype=np.int64)
-        self._greedy = np.zeros(count, dtype=np.float32)
         self._temperatures = np.zeros(count, dtype=np.float32)
         self._top_ks = np.zeros(count, dtype=np.int32)
         self._top_ps = np.ones(count, dtype=np.float64)
         self._min_ps = np.zeros(count, dtype=np.float32)
         self._dice = np.zeros(count, dtype=np.float64)
         self._tokens = np.zeros(count, dtype=np.int32)
+        self._zeros = np.zeros(count, dtype=np.float32)
+        # what an array's address costs to ask for is more than what a row costs to sample
+        others = [_address(column) for column in (self._top_ks, self._top_ps, self._min_ps, self._dice)]
+        self._columns = (_address(self._rows), _address(self._temperatures), *others)
+        self._greedy = (_address(self._rows), _address(self._zeros), *others)
+        self._tokens_address = _address(self._tokens)
 
 
 def _address(column: NDArray[Any]) -> int:

@@ -57,10 +57,6 @@ class Draw:
     penalties: Penalties | None = None
     ahead: Sequence[int] = ()
 
-    @property
-    def changes_logits(self) -> bool:
-        return self.penalties is not None or bool(self.sampling.logit_bias)
-
 
 @dataclass(slots=True)
 class Mask:
@@ -81,7 +77,9 @@ class Sampled:
 def sample(logits: torch.Tensor, draws: list[Draw], mask: Mask | None = None) -> list[Sampled]:
     """One token for each draw. `logits`: float32 [rows, vocab]; they may be changed."""
     rows = [draw.row for draw in draws]
-    plain = mask is None and not any(draw.changes_logits or draw.logprobs >= 0 for draw in draws)
+    plain = mask is None
+    for draw in draws:
+        plain = plain and draw.logprobs < 0 and draw.penalties is None and not draw.sampling.logit_bias
     if plain and logits.device.type == "cpu" and (native := native_sampler()) is not None:
         return [Sampled(token) for token in native.draw(logits, rows, draws)]
     return _sample(logits, rows, draws, mask)
