@@ -309,6 +309,20 @@ class Engine:
         if sequence.generated == 0:
             step.prompt_logprobs = request.prompt_logprobs
             step.cached_tokens = request.cached_tokens or 0
+        if not draft:
+            draw = next(drawn)
+            step.finish = self._append(sequence, draw, step)
+            if self._speculator is not None:
+                self._speculator.settle(sequence, draw.token, 0)
+        else:
+            self._extend_along(draft, sequence, drawn, step)
+        if step.finish is not None:
+            self._retire(sequence, sequence.choice)
+        return step
+
+    def _extend_along(
+        self, draft: list[int], sequence: Sequence, drawn: Iterator[Sampled], step: SequenceStep
+    ) -> None:
         draws = [next(drawn) for _ in range(1 + len(draft))]
         accepted = 0
         for place, draw in enumerate(draws):
@@ -320,14 +334,10 @@ class Engine:
                 break
         if self._speculator is not None:
             self._speculator.settle(sequence, draws[0].token, accepted)
-        if draft:
-            self._totals.drafted_tokens += len(draft)
-            self._totals.accepted_tokens += accepted
-            self._scheduler.settle(sequence, accepted)
-            sequence.draft = []
-        if step.finish is not None:
-            self._retire(sequence, sequence.choice)
-        return step
+        self._totals.drafted_tokens += len(draft)
+        self._totals.accepted_tokens += accepted
+        self._scheduler.settle(sequence, accepted)
+        sequence.draft = []
 
     def _append(self, sequence: Sequence, draw: Sampled, step: SequenceStep) -> FinishReason | None:
         """Give a sequence its sampled token, and see whether that ends it."""

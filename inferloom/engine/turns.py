@@ -32,6 +32,11 @@ class Turn:
     def draws(self) -> list[Draw]:
         sequence, spec = self.sequence, self.sequence.request.spec
         draft = sequence.draft
+        if not draft and len(self.choices) == 1:  # nearly all, and the same as below in a third of the time
+            position = len(sequence.tokens)
+            return [
+                Draw(self.row, spec.sampling, self.choices[0], position, spec.logprobs, sequence.penalties)
+            ]
         return [
             Draw(
                 row=self.row + place,
