@@ -52,7 +52,7 @@ class Engine:
         prefix_cache: bool = True,
         speculative_tokens: int = 8,
         draft: Executor | None = None,
-        tokenizer_json: str | None = None,
+        tokenizer_json: Callable[[], str] | None = None,
         eos_token_ids: Iterable[int] = (),
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -61,8 +61,9 @@ class Engine:
 
         `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the
         attribute. `speculative_tokens`: the longest draft, from a sequence's own text or by the model `draft` (a vocabulary
-        like the executor's); 0: none, answers are the same. `tokenizer_json`: the text of tokenizer.json, needed for grammars alone. `eos_token_ids`: the
-        model's end tokens, with which a grammar ends; other requests bring theirs in `stop_token_ids`.
+        like the executor's); 0: none, answers are the same. `tokenizer_json` brings the text of tokenizer.json, once the
+        first grammar asks for it. `eos_token_ids`: the model's end tokens, with which a grammar ends; other requests bring
+        theirs in `stop_token_ids`.
         """
         executor.allocate_kv(pages)
         self._executor = executor

@@ -142,7 +142,7 @@ class Compiled:
 class _Tokenizer:
     """llguidance's view of the tokenizer, made when the first grammar asks for it."""
 
-    text: str
+    read: Callable[[], str]
     vocab_size: int
     ends: frozenset[int]
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -158,7 +158,7 @@ class _Tokenizer:
         """
         with self.lock:
             if self.made is None:
-                self.made = self._make(self.text).with_slices(llguidance.LLTokenizer.general_slices())
+                self.made = self._make(self.read()).with_slices(llguidance.LLTokenizer.general_slices())
             return self.made
 
     def _make(self, text: str) -> llguidance.LLTokenizer:
@@ -181,7 +181,7 @@ class Compiler:
 
     def __init__(
         self,
-        tokenizer_json: str,
+        tokenizer_json: Callable[[], str],
         *,
         vocab_size: int,
         ends: frozenset[int],

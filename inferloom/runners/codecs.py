@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.entries import MANIFEST
 from inferloom.text.codec import TextCodec
 
 KEPT = 16  # the codecs used last
@@ -22,7 +23,14 @@ def codec_of(
 ) -> TextCodec:
     """The codec of a checkpoint, read anew only where a file of it changed. Errors as `TextCodec.load`'s."""
     folders = [checkpoint.folder, checkpoint.tokenizer_folder]
-    files = [file for folder in folders if folder is not None for file in sorted(Path(folder).iterdir())]
+    files = [
+        file
+        for folder in folders
+        if folder is not None
+        for file in sorted(Path(folder).iterdir())
+        if file.name
+        != MANIFEST  # touched by every load: its time says when an entry of the cache was last used
+    ]
     # a template may be a text or a path
     files += [
         Path(template) for template in (chat_template, jinja_explicit) if template and "\n" not in template

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ import torch
 from inferloom.engine.engine import Engine
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.kernels.native import library
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
 from inferloom.models.loader import load
 from inferloom.text.tokenizer_files import TokenizerFiles
@@ -25,6 +27,8 @@ from inferloom.worker.kv_pool import pool_pages
 from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import FromWorker, Rejected, Stats, Step
 from inferloom.worker.messages.requests import Cancel, Embed, Generate
+
+library.available()  # loads the extension here, once, and not in every worker
 
 GRAMMAR_PAUSE = 0.002  # seconds between two looks for a grammar that is being compiled in its thread
 
@@ -101,7 +105,7 @@ class EngineHost:
             prefix_cache=job.prefix_cache,
             speculative_tokens=job.speculative_tokens,
             draft=draft,
-            tokenizer_json=tokenizer.read_text() if tokenizer.is_file() else None,
+            tokenizer_json=text_of(tokenizer) if tokenizer.is_file() else None,
             eos_token_ids=end_token_ids(checkpoint),
         )
         self.card: ModelCard = msgspec.structs.replace(
@@ -153,6 +157,18 @@ class EngineHost:
 
 def tokenizer_json(checkpoint: Checkpoint) -> Path:
     return Path(checkpoint.tokenizer_folder or checkpoint.folder) / "tokenizer.json"
+
+
+def text_of(path: Path) -> Callable[[], str]:
+    """Reads the file once its text is wanted, as megabytes of JSON are not for most models. It is held open until then:
+    the text is that of the file which was there at the load."""
+    file = path.open(encoding="utf-8")
+
+    def read() -> str:
+        file.seek(0)
+        return file.read()
+
+    return read
 
 
 def tokens_of(checkpoint: Checkpoint) -> object:

@@ -46,7 +46,7 @@ class House:
         self.engine = Engine(
             HistoryExecutor(vocab_size=vocab),
             pages=200,
-            tokenizer_json=TOKENIZER.to_str(),
+            tokenizer_json=TOKENIZER.to_str,
             eos_token_ids=[EOS],
             wake=self.wake.set,
             **options,  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_a_text_that_the_grammar_forces_takes_one_step() -> None:
 
 
 def test_a_mask_along_a_draft_is_what_stands_after_each_token_and_leaves_the_matcher_where_it_was() -> None:
-    compiler = Compiler(TOKENIZER.to_str(), vocab_size=258, ends=frozenset([EOS]))
+    compiler = Compiler(TOKENIZER.to_str, vocab_size=258, ends=frozenset([EOS]))
     masker = Masker(258)
     draft = TOKENIZER.encode("abab").ids
     (b,) = TOKENIZER.encode("b").ids
@@ -292,7 +292,7 @@ def test_forced_text_is_written_in_the_tokenizers_own_tokens() -> None:
     tokenizer.train_from_iterator(["the cat and the dog", '{"age": 12, "pet": "cat"}'] * 5, trainer)
     wake = threading.Event()
     words = tokenizer.get_vocab_size()
-    compiler = Compiler(tokenizer.to_str(), vocab_size=words, ends=frozenset([0]), wake=wake.set)
+    compiler = Compiler(tokenizer.to_str, vocab_size=words, ends=frozenset([0]), wake=wake.set)
     compiler.compile(1, GrammarSpec(kind="regex", value='\\{"pet": "cat and (the dog|12)"\\}'))
     (matcher,) = collected(compiler, wake, 1)
     assert isinstance(matcher, Matcher)
@@ -318,7 +318,7 @@ def test_a_grammar_is_compiled_once_for_all_who_ask(monkeypatch: pytest.MonkeyPa
         grammar_module, "grammar_text", lambda spec: (compiled.append(spec), original(spec))[1]
     )
     wake = threading.Event()
-    compiler = Compiler(TOKENIZER.to_str(), vocab_size=258, ends=frozenset([EOS]), wake=wake.set)
+    compiler = Compiler(TOKENIZER.to_str, vocab_size=258, ends=frozenset([EOS]), wake=wake.set)
     spec = GrammarSpec("regex", "abc")
     for owner in range(5):
         assert compiler.compile(owner, spec) is None
@@ -332,7 +332,7 @@ def test_a_grammar_is_compiled_once_for_all_who_ask(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("text", ['{"not": "a tokenizer"}', "{not json", "[]"])
 def test_a_tokenizer_that_cannot_be_read_refuses_every_grammar(text: str) -> None:
     wake = threading.Event()
-    compiler = Compiler(text, vocab_size=258, ends=frozenset(), wake=wake.set)
+    compiler = Compiler(lambda: text, vocab_size=258, ends=frozenset(), wake=wake.set)
     compiler.compile(1, GrammarSpec("regex", "a"))
     (result,) = collected(compiler, wake, 1)
     assert isinstance(result, GrammarError)

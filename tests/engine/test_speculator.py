@@ -197,7 +197,7 @@ def test_grammars_hold_within_drafts() -> None:
         wake = threading.Event()
         e = engine(
             ForgetfulExecutor(vocab_size=258),
-            tokenizer_json=TOKENIZER.to_str(),
+            tokenizer_json=TOKENIZER.to_str,
             eos_token_ids=[EOS],
             wake=wake.set,
             speculative_tokens=speculative_tokens,

@@ -40,7 +40,7 @@ class House:
             self.executor,
             pages=400,
             max_batch_size=32,
-            tokenizer_json=(Path(self.checkpoint.folder) / "tokenizer.json").read_text(),
+            tokenizer_json=(Path(self.checkpoint.folder) / "tokenizer.json").read_text,
             eos_token_ids=self.codec.eos_token_ids,
             wake=wake.set,
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
     after = codec_of(checkpoint)
     assert after is not before
     assert after.generation_defaults.temperature == 0.25
+
+
+def test_a_use_of_the_cache_entry_is_no_change(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    manifest = Path(checkpoint.folder) / "inferloom.json"
+    manifest.write_text("{}")
+    before = codec_of(checkpoint)
+    os.utime(manifest, (1, 1))  # as each load does, to say when the entry was last used
+    assert codec_of(checkpoint) is before
 
 
 def test_another_template_is_another_codec(tmp_path: Path) -> None:
