@@ -27,6 +27,8 @@ from inferloom.kernels.native import library
 from inferloom.models.batch import Executor
 from inferloom.models.loader import load
 
+pytestmark = pytest.mark.timeout(300)  # a minute of arithmetic, which takes longer on cores that others use
+
 SEQUENCES = 20
 TOKENS = 64  # of each sequence whose next token's distribution is compared
 GREEDY = 16  # tokens of each answer
