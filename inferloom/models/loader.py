@@ -11,6 +11,7 @@ from inferloom.errors import LoadFailed, Unsupported
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.weights import open_weights
 from inferloom.kernels.native import library
+from inferloom.kernels.native.operators import NativeKernels
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
 from inferloom.models.config_json import architecture_of
@@ -50,7 +51,9 @@ def load(
     """
     place = _device(device)
     config = read_json(Path(checkpoint.folder) / "config.json")
-    if checkpoint.quantization != "none":  # what it says of AWQ or GPTQ no longer holds for the packed weights
+    if (
+        checkpoint.quantization != "none"
+    ):  # what it says of AWQ or GPTQ no longer holds for the packed weights
         config.pop("quantization_config", None)
     architecture = architecture_of(config)
     if architecture in ENCODER_FAMILIES:
@@ -116,14 +119,21 @@ def _load_decoder(
         why_not: str | None = "asked for"
     else:
         why_not = supports(spec, dtype=compute, device=device)
-    kernels = ReferenceKernels()
+    # What the step does not know runs operator by operator, with the same matrix products where there are any for it.
+    by_operator = (
+        why_not is not None
+        and executor == "auto"
+        and (compute, device.type) == (torch.bfloat16, "cpu")
+        and library.available()
+    )
+    kernels = NativeKernels() if by_operator else ReferenceKernels()
     reader = TensorReader(
         open_weights(checkpoint),
         # The native step takes matrices as the file has them, and all else in float32.
         dtype=torch.float32 if why_not is None else compute,
         stored=None if dtype == "auto" else _dtype(dtype, "dtype"),
         device=device,
-        packed=why_not is None,
+        packed=why_not is None or by_operator,
     )
     weights = read_decoder(spec, reader, kernels)
     card = ModelCard(
@@ -137,11 +147,20 @@ def _load_decoder(
         has_chat_template=_has_chat_template(checkpoint),
         weight_bytes=reader.weight_bytes,
         page_size=PAGE_SIZE,
-        executor=f"native ({library.isa()})" if why_not is None else f"reference (torch): {why_not}",
+        executor=_executor(why_not, by_operator=by_operator),
     )
     if why_not is None:
         return NativeDecoder(spec, weights, card=card)
     return Decoder(spec, weights, kernels=kernels, card=card, dtype=compute, device=device)
+
+
+def _executor(why_not: str | None, *, by_operator: bool) -> str:
+    """What computes a model, as its card says it; `why_not` the native step."""
+    if why_not is None:
+        return f"native ({library.isa()})"
+    if by_operator:
+        return f"operator by operator ({library.isa()}): {why_not}"
+    return f"reference (torch): {why_not}"
 
 
 def _load_encoder(
