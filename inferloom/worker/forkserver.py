@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from inferloom.worker.huge_pages import collapse_heap
 from inferloom.worker.lineage import die_with, threads
 
 REQUEST_BYTES = 4096
 DESCRIPTORS = 2  # of one request: socket, stderr
+QUIET_SECS = 0.5  # without a request before the heap is tidied: models that load at the start come first
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -61,7 +64,9 @@ def check_single_threaded() -> None:
 
 def serve(control: socket.socket, *, gateway: int) -> NoReturn:
     """Fork a worker for every request until the gateway closes the control socket."""
+    tidying = collapse_heap()
     while True:
+        _wait(control, tidying)
         message, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, DESCRIPTORS)
         if not message:
             os._exit(0)
@@ -76,6 +81,15 @@ def serve(control: socket.socket, *, gateway: int) -> NoReturn:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+def _wait(control: socket.socket, tidying: Iterator[int]) -> None:
+    """Until something comes. A quiet time is used to make forking cheaper."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    wait: float | None = QUIET_SECS * 1000
+    while not poll.poll(wait):
+        wait = 0 if next(tidying, None) is not None else None
 
 
 def _fork_worker(control: socket.socket, descriptors: Sequence[int], *, gateway: int) -> int:
