@@ -41,3 +41,35 @@ async def test_an_error_is_the_rest_whatever_came_before_it(waiting: bool) -> No
     handle.fail(WorkerDied("gone"))
     with pytest.raises(WorkerDied):
         await rest
+
+
+async def test_a_sink_gets_what_arrives_in_one_turn_at_once_and_the_end_goes_to_the_consumer():
+    handle, passed = RunHandle(), []
+
+    def sink(chunks: list[TokenChunk]) -> bool:
+        passed.append([chunk.text for chunk in chunks])
+        return True
+
+    handle.divert(sink)
+    taking = asyncio.create_task(handle.take())
+    await asyncio.sleep(0)
+    for turn in ("ab", "c"):
+        for text in turn:
+            handle.feed(TokenChunk(text=text))
+        await asyncio.sleep(0)
+    handle.feed(TokenChunk(text="d"))
+    handle.finish()
+    assert [chunk.text for chunk in await taking] == ["d"]
+    assert passed == [["a", "b"], ["c"]]
+
+
+async def test_what_a_sink_refuses_is_left_to_the_consumer_in_order():
+    handle = RunHandle()
+    willing = True
+    handle.divert(lambda chunks: willing)
+    handle.feed(TokenChunk(text="passed"))
+    await asyncio.sleep(0)
+    willing = False
+    for text in ("first", "second"):
+        handle.feed(TokenChunk(text=text))
+    assert [chunk.text for chunk in await handle.take()] == ["first", "second"]
