@@ -31,7 +31,9 @@ def run(channel: Channel, host: Host, *, check: Callable[[], None], check_secs: 
     while True:
         check()
         messages = channel.receive(wait=wait)
-        for reply in replies:  # as late as can be: what writes them should meet the next step, not its preparation
+        for (
+            reply
+        ) in replies:  # as late as can be: what writes them should meet the next step, not its preparation
             channel.post(reply)
         for message in messages:
             take(message, channel=channel, host=host)

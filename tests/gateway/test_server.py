@@ -149,7 +149,7 @@ def test_keys_of_the_environment_are_asked_for_and_never_logged(configured):
         assert httpx.post(url, json=chat).status_code == 401
         headers = {"authorization": "Bearer sk-secret", "x-request-id": "mine"}
         assert httpx.post(url, json=chat, headers=headers).status_code == 200
-        server.wait_for('"status":200')
+        server.wait_for('"request_id":"mine"')  # readiness is asked for, and logged, too
         lines = [json.loads(line) for line in server.output.splitlines() if line.startswith("{")]
     assert "sk-secret" not in server.output
     assert "private" not in server.output
