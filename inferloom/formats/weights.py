@@ -119,6 +119,11 @@ def _open(path: str) -> OpenFile:
 def _mapped(file: OpenFile) -> dict[str, torch.Tensor | PackedTensor]:
     header = read_header(Path(file.path), descriptor=file.fd)
     mapping = mmap.mmap(file.fd, file.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    if hasattr(
+        mmap, "MADV_HUGEPAGE"
+    ):  # what is read from the disk then comes in huge pages, where they are to be had
+        with contextlib.suppress(OSError):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*not writable.*"
