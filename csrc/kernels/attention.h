@@ -6,7 +6,9 @@
 #pragma once
 #include "../isa/math.h"
 #include "attention_buffers.h"
+#include "attention_fetch.h"
 #include "attention_product.h"
+#include "attention_softmax.h"
 #include "kv_layout.h"
 
 namespace inferloom {
@@ -17,75 +19,7 @@ constexpr int kProductVectors = S::kRegisters >= 24 ? 4 : 2;  // of a tile of pr
 template <class S>
 constexpr int kProductRows = S::kRegisters / kProductVectors<S>;
 
-constexpr float kLog2E = 1.44269504088896f;
-constexpr float kInfinity = __builtin_inff();
-constexpr float kNoMaximum = -1e30f;  // of nothing: finite, so that differences of maxima are numbers
-
-// Loaded at an offset: a vector whose lanes below or from a bound are hidden. min(score, limit) also replaces the NaN that a stale key may give.
-alignas(64) constexpr float kEdges[48] = {
-    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
-    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, kInfinity,  kInfinity,  kInfinity,  kInfinity,
-    kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,
-    kInfinity,  kInfinity,  -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
-    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity};
-
-// 2^x: zero below −126, the largest the polynomial gives above 127. Taylor's polynomial of degree 6 on |r| ≤ 1/2: 2e−7 of the value.
-template <class S>
-SIMD_INLINE typename S::F exp2(typename S::F x) {
-  const auto bounded = S::min(S::max(S::set(-126.0f), x), S::set(127.0f));
-  const auto n = S::round(bounded);
-  const auto r = S::sub(bounded, n);
-  auto p = S::set(1.540353e-4f);
-  p = S::fma(p, r, S::set(1.3333558e-3f));
-  p = S::fma(p, r, S::set(9.6181291e-3f));
-  p = S::fma(p, r, S::set(5.5504109e-2f));
-  p = S::fma(p, r, S::set(2.4022651e-1f));
-  p = S::fma(p, r, S::set(6.9314718e-1f));
-  p = S::fma(p, r, S::set(1.0f));
-  return S::select(S::greater(S::set(-126.0f), x), S::zero(), S::scale2(p, n));
-}
-
-template <class S>
-float exp2_of(float x) {
-  float lanes[16];
-  S::store(lanes, exp2<S>(S::set(x)));
-  return lanes[0];
-}
-
 inline int clamped(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
-
-// One head's softmax over some positions: Σ 2^(score − maximum) value, the maximum, Σ 2^(score − maximum).
-struct Softmax {
-  float* sums;
-  float* maximum;
-  float* weight;
-};
-
-// Joins the softmax of later positions to that of earlier ones.
-template <class S>
-void join(const Softmax& earlier, const float* sums, float maximum, float weight, int dim) {
-  const float top = *earlier.maximum > maximum ? *earlier.maximum : maximum;
-  const float kept = exp2_of<S>(*earlier.maximum - top), added = exp2_of<S>(maximum - top);
-  for (int d = 0; d < dim; d += 16) {
-    const auto old = S::mul(S::load(earlier.sums + d), S::set(kept));
-    S::store(earlier.sums + d, S::fma(S::load(sums + d), S::set(added), old));
-  }
-  *earlier.weight = *earlier.weight * kept + weight * added;
-  *earlier.maximum = top;
-}
-
-// output = sums / weight, with the head's sink in the denominator. Nothing seen at all: zeros.
-template <class S>
-void normalise(const Softmax& softmax, const float* sink, int dim, float* output) {
-  float weight = *softmax.weight, scale = 1.0f;
-  if (sink) {
-    const float logit = *sink * kLog2E, top = logit > *softmax.maximum ? logit : *softmax.maximum;
-    scale = exp2_of<S>(*softmax.maximum - top);
-    weight = weight * scale + exp2_of<S>(logit - top);
-  }
-  const auto factor = S::set(weight == 0.0f ? 0.0f : scale / weight);
-  for (int d = 0; d < dim; d += 16) S::store(output + d, S::mul(S::load(softmax.sums + d), factor));
-}
 
 template <class S>
 class AttentionTile {
@@ -93,11 +27,9 @@ class AttentionTile {
   AttentionTile(const AttentionSpec& spec, const KvPool& pool, const AttentionUnit& unit, float* scratch)
       : spec_(spec), pool_(pool), unit_(unit), layout_{pool.head_dim, pool.type}, dim_(pool.head_dim),
         group_(spec.heads / spec.kv_heads), queries_(unit.rows * group_),
-        position_(first_position(unit)) {
+        position_(unit.sequence->context - unit.sequence->rows + unit.row), first_key_(first_key(spec, unit)),
+        end_key_(end_key(unit)) {
     AttentionBuffers::divide(scratch, queries_, dim_, &buffers_);
-    first_key_ = first_key(unit);
-    end_key_ = position_ + unit.rows;
-    if (end_key_ > unit.key_end) end_key_ = unit.key_end;
   }
 
   void run(const float* q, int64_t q_stride, float* output, int64_t output_stride) {
@@ -116,17 +48,6 @@ class AttentionTile {
 
  private:
   using F = typename S::F;
-
-  int first_position(const AttentionUnit& unit) const { return unit.sequence->context - unit.sequence->rows + unit.row; }
-
-  int first_key(const AttentionUnit& unit) const {
-    const int seen = spec_.window ? first_position(unit) + 1 - spec_.window : 0;
-    return seen > unit.key_begin ? seen : unit.key_begin;
-  }
-
-  const uint8_t* head_of(const AttentionUnit& unit, int page) const {
-    return pool_.base + unit.sequence->pages[page] * pool_.page_stride + unit.kv_head * layout_.head_bytes();
-  }
 
   void load_queries(const float* q, int64_t q_stride) {
     for (int row = 0; row < unit_.rows; ++row) {
@@ -151,50 +72,48 @@ class AttentionTile {
     end = end < block + kKeyBlock ? end - block : kKeyBlock;
     const int page_begin = begin / kPageSize, page_end = (end + kPageSize - 1) / kPageSize;
     for (int page = page_begin; page < page_end; ++page) locate(block / kPageSize, page);
-    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { score<decltype(rows)::value>(q, page_begin, page_end); });
-    for (int row = 0; row < unit_.rows; ++row) soften_row(row, block, page_begin, page_end, begin, end);
-    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { add_values<decltype(rows)::value>(q, begin, end); });
+    score(page_begin, page_end);
+    for (int row = 0; row < unit_.rows; ++row) hide(row, block, page_begin, page_end, begin, end);
+    soften(page_begin, page_end);
+    add_values(begin, end);
+    fetches_.template flush<S>();
   }
 
-  // The page of the block, and the one that takes its place in the next block: the same sequence's, or the next unit's.
   void locate(int first_page, int page) {
-    const uint8_t* head = head_of(unit_, first_page + page);
-    const uint8_t* next = nullptr;
-    if ((first_page + page + kBlockPages) * kPageSize < end_key_) {
-      next = head_of(unit_, first_page + page + kBlockPages);
-    } else if (unit_.next && !((first_page + kBlockPages) * kPageSize < end_key_)) {
-      const int number = first_key(*unit_.next) / kKeyBlock * kBlockPages + page;
-      if (number * kPageSize < unit_.next->key_end) next = head_of(*unit_.next, number);
-    }
-    if (layout_.type == KvType::INT8) return expand(page, head, next);
+    const uint8_t* head = head_page(pool_, layout_, unit_, first_page + page);
+    fetches_.add_after(spec_, pool_, layout_, unit_, first_page + page);
+    if (layout_.type == KvType::INT8) return expand(page, head);
     keys_[page] = reinterpret_cast<const uint16_t*>(head + layout_.keys());
     values_[page] = reinterpret_cast<const uint16_t*>(head + layout_.values());
-    next_keys_[page] = next ? reinterpret_cast<const uint16_t*>(next + layout_.keys()) : values_[page];
   }
 
   // An int8 page as bfloat16 integers, which hold them exactly; the scales go to the scores and the probabilities.
-  void expand(int page, const uint8_t* head, const uint8_t* next) {
+  void expand(int page, const uint8_t* head) {
     key_scales_[page] = reinterpret_cast<const float*>(head + layout_.key_scales());
     value_scales_[page] = reinterpret_cast<const float*>(head + layout_.value_scales());
     const int elements = kPageSize * dim_;
     uint16_t* expanded = buffers_.expanded + int64_t{2} * page * elements;
     const int8_t* bytes = reinterpret_cast<const int8_t*>(head + layout_.keys());
-    const int64_t ahead = next ? next - head : 0;
+    auto& lines = fetches_.front();
     for (int i = 0; i < 2 * elements; i += 32) {  // the values follow the keys
-      if (i % 64 == 0) S::prefetch(bytes + i + ahead);
+      if (i % 64 == 0) FetchQueue::fetch<S, 1>(lines);
       S::store_pairs(expanded + i, S::pack(S::to_float(S::load_int8(bytes + i)), S::to_float(S::load_int8(bytes + i + 16))));
     }
     keys_[page] = expanded;
     values_[page] = expanded + elements;
-    next_keys_[page] = values_[page];
   }
 
-  template <int ROWS>
-  void score(int q, int page_begin, int page_end) {
+  // Page by page: the keys stay in the first-level cache while all queries pass by.
+  void score(int page_begin, int page_end) {
     int page = page_begin;
     if (kProductVectors<S> >= 4)
-      for (; page + 2 <= page_end; page += 2) score_tile<ROWS, 4>(q, page);
-    for (; page < page_end; ++page) score_tile<ROWS, 2>(q, page);
+      for (; page + 2 <= page_end; page += 2) score_pages<4>(page);
+    for (; page < page_end; ++page) score_pages<2>(page);
+  }
+
+  template <int VECTORS>
+  void score_pages(int page) {
+    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { score_tile<decltype(rows)::value, VECTORS>(q, page); });
   }
 
   template <int ROWS, int VECTORS>
@@ -204,20 +123,22 @@ class AttentionTile {
     for (int v = 0; v < VECTORS; ++v) keys[v] = keys_[page + v / 2] + v % 2 * (kKeyLanes * dim_);
     for (int i = 0; i < ROWS; ++i)
       for (int v = 0; v < VECTORS; ++v) sums[i][v] = S::zero();
-    const int64_t ahead = q == 0 ? values_[page] - keys_[page] : 0;  // the first tile fetches for all
-    multiply<S>({buffers_.queries + q * dim_, dim_, 2 * kKeyLanes, dim_ / 2, ahead}, keys, sums);
+    multiply<S>({buffers_.queries + q * dim_, dim_, 2 * kKeyLanes, dim_ / 2}, keys, fetches_.front(), sums);
     for (int i = 0; i < ROWS; ++i)
       for (int v = 0; v < VECTORS; ++v) S::store(buffers_.scores + (q + i) * kKeyBlock + (page * 2 + v) * 16, sums[i][v]);
   }
 
-  // Scores of the heads of a row into probabilities.
-  void soften_row(int row, int block, int page_begin, int page_end, int begin, int end) {
+  // Finishes the scores of the heads of a row, all but a last factor: what the row does not see becomes −∞.
+  void hide(int row, int block, int page_begin, int page_end, int begin, int end) {
     const int position = position_ + row;
     if (end > position + 1 - block) end = position + 1 - block;
     if (spec_.window && begin < position + 1 - spec_.window - block) begin = position + 1 - spec_.window - block;
     const bool masked = spec_.mask_runs != nullptr;
     if (masked) expand_runs(unit_.sequence->first_row + unit_.row + row, block);
-    for (int q = row * group_; q < (row + 1) * group_; ++q) soften(q, page_begin, page_end, begin, end, masked);
+    const bool all = masked || layout_.type == KvType::INT8 || spec_.soft_cap > 0.0f;
+    for (int v = 2 * page_begin; v < 2 * page_end; ++v)
+      if (all || v * 16 < begin || v * 16 + 16 > end)
+        for (int q = row * group_; q < (row + 1) * group_; ++q) finish_scores(q, v, begin, end, masked);
   }
 
   void expand_runs(int row, int block) {
@@ -233,39 +154,61 @@ class AttentionTile {
     }
   }
 
-  void soften(int q, int page_begin, int page_end, int begin, int end, bool masked) {
-    float* scores = buffers_.scores + q * kKeyBlock;
-    const bool scaled = layout_.type == KvType::INT8, capped = spec_.soft_cap > 0.0f;
-    const F scale = S::set(capped ? spec_.scale / spec_.soft_cap : spec_.scale * kLog2E);
-    const F cap = S::set(spec_.soft_cap * kLog2E);
-    F top = S::set(kNoMaximum);
-    for (int v = 2 * page_begin; v < 2 * page_end; ++v) {
-      F s = S::mul(S::load(scores + v * 16), scale);
-      if (scaled) s = S::mul(s, S::load(key_scales_[v / 2] + v % 2 * 16));
-      if (capped) s = S::mul(tanh<S>(s), cap);
-      if (v * 16 < begin) s = S::min(s, S::load(kEdges + 16 - clamped(begin - v * 16, 0, 16)));
-      if (v * 16 + 16 > end) s = S::min(s, S::load(kEdges + 32 - clamped(end - v * 16, 0, 16)));
-      if (masked) s = S::min(s, S::load(buffers_.limits + v * 16));
-      S::store(scores + v * 16, s);
-      top = S::max(top, s);
+  void finish_scores(int q, int v, int begin, int end, bool masked) {
+    float* scores = buffers_.scores + q * kKeyBlock + v * 16;
+    F s = S::load(scores);
+    if (layout_.type == KvType::INT8) s = S::mul(s, S::load(key_scales_[v / 2] + v % 2 * 16));
+    if (spec_.soft_cap > 0.0f) s = tanh<S>(S::mul(s, S::set(spec_.scale / spec_.soft_cap)));
+    if (v * 16 < begin) s = S::min(s, S::load(kEdges + 16 - clamped(begin - v * 16, 0, 16)));
+    if (v * 16 + 16 > end) s = S::min(s, S::load(kEdges + 32 - clamped(end - v * 16, 0, 16)));
+    if (masked) s = S::min(s, S::load(buffers_.limits + v * 16));
+    S::store(scores, s);
+  }
+
+  // Scores into probabilities. What a query does once is done for 16 of them at a time.
+  void soften(int page_begin, int page_end) {
+    const F scale = S::set((spec_.soft_cap > 0.0f ? spec_.soft_cap : spec_.scale) * kLog2E);
+    for (int q = 0; q < queries_; ++q) buffers_.tops[q] = top_score(q, page_begin, page_end);
+    for (int q = 0; q < queries_; q += 16) {
+      const F old = S::load(buffers_.maxima + q), maximum = S::max(S::mul(S::load(buffers_.tops + q), scale), old);
+      S::store(buffers_.factors + q, exp2<S>(S::sub(old, maximum)));
+      S::store(buffers_.maxima + q, maximum);
     }
-    const float old = buffers_.maxima[q], reached = S::max_of(top), maximum = reached > old ? reached : old;
-    const F shift = S::set(maximum);
+    for (int q = 0; q < queries_; ++q) buffers_.added[q] = probabilities(q, page_begin, page_end, scale);
+    for (int q = 0; q < queries_; q += 16) {
+      const F weights = S::load(buffers_.weights + q), factors = S::load(buffers_.factors + q);
+      S::store(buffers_.weights + q, S::fma(weights, factors, S::load(buffers_.added + q)));
+    }
+  }
+
+  float top_score(int q, int page_begin, int page_end) {
+    const float* scores = buffers_.scores + q * kKeyBlock;
+    F low = S::set(-kInfinity), high = low;
+    for (int page = page_begin; page < page_end; ++page) {
+      low = S::max(low, S::load(scores + page * kPageSize));
+      high = S::max(high, S::load(scores + page * kPageSize + 16));
+    }
+    return S::max_of(S::max(low, high));
+  }
+
+  // Returns their sum.
+  float probabilities(int q, int page_begin, int page_end, F scale) {
+    const float* scores = buffers_.scores + q * kKeyBlock;
+    const F shift = S::set(-buffers_.maxima[q]);
+    auto& lines = fetches_.front();
     F weight = S::zero();
     for (int page = page_begin; page < page_end; ++page) {
-      F low = exp2<S>(S::sub(S::load(scores + page * kPageSize), shift));
-      F high = exp2<S>(S::sub(S::load(scores + page * kPageSize + 16), shift));
+      FetchQueue::fetch<S, 4>(lines);
+      F low = exp2<S>(S::fma(S::load(scores + page * kPageSize), scale, shift));
+      F high = exp2<S>(S::fma(S::load(scores + page * kPageSize + 16), scale, shift));
       weight = S::add(weight, S::add(low, high));
-      if (scaled) {
+      if (layout_.type == KvType::INT8) {
         low = scaled_seen(low, value_scales_[page]);
         high = scaled_seen(high, value_scales_[page] + 16);
       }
       S::store_pairs(buffers_.probabilities + q * kKeyBlock + page * kPageSize, S::pack(low, high));
     }
-    const float factor = exp2_of<S>(old - maximum);
-    buffers_.factors[q] = factor;
-    buffers_.weights[q] = buffers_.weights[q] * factor + S::sum(weight);
-    buffers_.maxima[q] = maximum;
+    return S::sum(weight);
   }
 
   // The scale of a position that is not seen may be anything.
@@ -273,13 +216,18 @@ class AttentionTile {
     return S::select(S::greater(probability, S::zero()), S::mul(probability, S::load(scales)), S::zero());
   }
 
-  template <int ROWS>
-  void add_values(int q, int begin, int end) {
+  void add_values(int begin, int end) {
+    if (end % 2) copy_last_values(end / 2);
     int d = 0;
     if (kProductVectors<S> >= 4)
-      for (; d + 64 <= dim_; d += 64) add_values_tile<ROWS, 4>(q, d, begin, end);
-    for (; d + 32 <= dim_; d += 32) add_values_tile<ROWS, 2>(q, d, begin, end);
-    if (d < dim_) add_values_tile<ROWS, 1>(q, d, begin, end);
+      for (; d + 64 <= dim_; d += 64) add_values_columns<4>(d, begin, end);
+    for (; d + 32 <= dim_; d += 32) add_values_columns<2>(d, begin, end);
+    if (d < dim_) add_values_columns<1>(d, begin, end);
+  }
+
+  template <int VECTORS>
+  void add_values_columns(int d, int begin, int end) {
+    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { add_values_tile<decltype(rows)::value, VECTORS>(q, d, begin, end); });
   }
 
   template <int ROWS, int VECTORS>
@@ -292,30 +240,28 @@ class AttentionTile {
     for (int pair = begin / 2; pair < last;) {
       const int page = pair / kPagePairs, in_page = pair % kPagePairs;
       const int page_last = (page + 1) * kPagePairs, stop = last < page_last ? last : page_last;
-      const int64_t ahead = q == 0 ? next_keys_[page] - values_[page] : 0;
-      add_pairs<ROWS, VECTORS>(q, pair, stop - pair, values_[page] + 2 * in_page * dim_, ahead, d, sums);
+      add_pairs<ROWS, VECTORS>(q, pair, stop - pair, values_[page] + 2 * in_page * dim_, d, sums);
       pair = stop;
     }
-    if (end % 2) add_pairs<ROWS, VECTORS>(q, last, 1, last_values(last), 0, d, sums);
+    if (end % 2) add_pairs<ROWS, VECTORS>(q, last, 1, buffers_.last_values, d, sums);
     for (int i = 0; i < ROWS; ++i)
       for (int v = 0; v < VECTORS; ++v) S::store(buffers_.sums + (q + i) * dim_ + d + v * 16, sums[i][v]);
   }
 
   template <int ROWS, int VECTORS>
-  void add_pairs(int q, int pair, int pairs, const uint16_t* values, int64_t ahead, int d, F (&sums)[ROWS][VECTORS]) {
+  void add_pairs(int q, int pair, int pairs, const uint16_t* values, int d, F (&sums)[ROWS][VECTORS]) {
     const uint16_t* vectors[VECTORS];
     for (int v = 0; v < VECTORS; ++v) vectors[v] = values + 2 * (d + v * 16);
-    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs, ahead}, vectors, sums);
+    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs}, vectors, fetches_.front(), sums);
   }
 
   // The values of a pair whose second position is not the sequence's (it may hold anything, and 0 · NaN is not 0).
-  const uint16_t* last_values(int pair) {
+  void copy_last_values(int pair) {
     const uint16_t* values = values_[pair / kPagePairs] + 2 * (pair % kPagePairs) * dim_;
     for (int i = 0; i < dim_; ++i) {
       buffers_.last_values[2 * i] = values[2 * i];
       buffers_.last_values[2 * i + 1] = 0;
     }
-    return buffers_.last_values;
   }
 
   void write(float* output, int64_t output_stride) {
@@ -338,11 +284,11 @@ class AttentionTile {
   const AttentionUnit& unit_;
   const KvLayout layout_;
   const int dim_, group_, queries_, position_;  // position_: of the unit's first row
-  int first_key_, end_key_;
+  const int first_key_, end_key_;
+  FetchQueue fetches_;
   AttentionBuffers buffers_;
   const uint16_t* keys_[kBlockPages];
   const uint16_t* values_[kBlockPages];
-  const uint16_t* next_keys_[kBlockPages];  // to be fetched while the values are read
   const float* key_scales_[kBlockPages];
   const float* value_scales_[kBlockPages];
 };

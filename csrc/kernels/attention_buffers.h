@@ -21,6 +21,8 @@ struct AttentionBuffers {
   float* total_maxima;
   float* total_weights;
   float* factors;           // [queries], of the sums when the maximum has grown
+  float* tops;              // [queries], the block's largest score, and
+  float* added;             // its sum of probabilities
   float* limits;            // [kKeyBlock], +∞ where a position is seen by a row, −∞ where it is not
   uint16_t* last_values;    // [D][2]: the last position alone, where no other shares its pair
   uint16_t* expanded;       // [kBlockPages][keys, values][32 · D] bfloat16 of int8 pages
@@ -46,6 +48,8 @@ struct AttentionBuffers {
     b.total_maxima = take(queries);
     b.total_weights = take(queries);
     b.factors = take(queries);
+    b.tops = take(queries);
+    b.added = take(queries);
     b.limits = take(kKeyBlock);
     b.last_values = reinterpret_cast<uint16_t*>(take(dim));
     b.expanded = reinterpret_cast<uint16_t*>(take(kKeyBlock * dim));

@@ -1,7 +1,7 @@
 // The matrix product of attention, for both of its halves: scores = queries · keysᵀ and sums += probabilities · values. The
 // left operand is bfloat16 pairs read one pair at a time (a broadcast), the right one vectors of 16 pairs as they lie in a KV page.
 #pragma once
-#include "../isa/simd.h"
+#include "attention_fetch.h"
 
 namespace inferloom {
 namespace {
@@ -11,21 +11,18 @@ struct ProductInput {
   int64_t left_stride;   // elements
   int64_t right_stride;  // elements from step k to step k + 1 of every right vector
   int32_t steps;
-  int64_t ahead;         // elements: as much further on, memory is fetched into the caches meanwhile
 };
 
-// sums[i][v] += Σ_k left pair · right pair, k ascending whatever ROWS and VECTORS are: a row's bits do not depend on its tile.
+// Meanwhile `lines` are fetched. sums[i][v] += Σ_k left pair · right pair, k ascending whatever ROWS and VECTORS are: a row's bits do not depend on its tile.
 template <class S, int ROWS, int VECTORS>
 [[gnu::always_inline]] inline void multiply(const ProductInput& in, const uint16_t* const (&right)[VECTORS],
-                                            typename S::F (&sums)[ROWS][VECTORS]) {
+                                            FetchQueue::Lines& lines, typename S::F (&sums)[ROWS][VECTORS]) {
   const uint16_t* left = in.left;
   for (int32_t k = 0; k < in.steps; ++k) {
     typename S::H vectors[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
-      vectors[v] = S::load_pairs(right[v] + k * in.right_stride);
-      S::prefetch(right[v] + k * in.right_stride + in.ahead);
-    }
+    for (int v = 0; v < VECTORS; ++v) vectors[v] = S::load_pairs(right[v] + k * in.right_stride);
+    FetchQueue::fetch<S, VECTORS>(lines);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       const auto pair = S::set_pair(left + i * in.left_stride + 2 * k);

@@ -1,6 +1,8 @@
-// How long attention takes: decoding with many sequences whose keys and values come from memory, and a prefill. Not a test; built by hand:
+// How long attention takes: decoding with many sequences whose keys and values come from memory, with and without the new position's
+// keys and values, and a prefill. Not a test; built by hand:
 //   g++ -O3 -std=c++17 -fopenmp … csrc/tests/bench_attention.cpp and the objects of the operators
-// Usage: bench_attention [threads]. Prints microseconds per sequence and key-value head of a decode, and milliseconds of a prefill's attention.
+// Usage: bench_attention [threads [short]]; `short` leaves out what a change of the common case need not look at. Prints microseconds per
+// sequence and key-value head of a decode, and milliseconds of a prefill's attention and heads.
 #include <omp.h>
 #include <sys/mman.h>
 
@@ -61,10 +63,18 @@ class Model {
     spec_ = {shape.heads, shape.kv_heads, shape.dim, 0.1f, 0, 0, nullptr, nullptr, nullptr};
   }
 
-  // Seconds of the attention of all layers; every sequence has `rows` query rows at its end.
-  double run(int threads, int sequences, int rows) {
+  // Seconds of the attention of all layers; every sequence has `rows` query rows at its end. `by_head`: a unit makes its queries, keys and
+  // values first, as a step of decodes does.
+  double run(int threads, int sequences, int rows, bool by_head) {
     const int out_width = shape_.heads * shape_.dim;
     std::vector<float> q(static_cast<size_t>(sequences) * rows * width_, 0.3f), out(static_cast<size_t>(sequences) * rows * out_width);
+    const std::vector<float> table(static_cast<size_t>(context_) * shape_.dim, 0.7f);
+    std::vector<int32_t> positions, row_pages;
+    for (int s = 0; s < sequences; ++s)
+      for (int p = context_ - rows; p < context_; ++p) {
+        positions.push_back(p);
+        row_pages.push_back(tables_[static_cast<size_t>(s * per_sequence_ + p / kPageSize)]);
+      }
     std::vector<SequenceView> views;
     for (int s = 0; s < sequences; ++s) views.push_back({s * rows, rows, context_, tables_.data() + s * per_sequence_});
     std::vector<AttentionUnit> units;
@@ -72,21 +82,50 @@ class Model {
       for (int head = 0; head < shape_.kv_heads; ++head)
         for (int row = 0; row < rows; row += kAttentionRows)
           units.push_back({&view, row, std::min(kAttentionRows, rows - row), head, 0, context_, nullptr});
-    for (size_t u = 0; rows == 1 && u + 1 < units.size(); ++u) units[u].next = &units[u + 1];
+    for (size_t u = 0; u + 1 < units.size(); ++u) units[u].next = &units[u + 1];
+    std::vector<std::vector<float>> scratches(static_cast<size_t>(threads), std::vector<float>(attention_scratch(spec_)));
     const double start = omp_get_wtime();
 #pragma omp parallel num_threads(threads)
     {
-      std::vector<float> scratch(attention_scratch(spec_));
+      std::vector<float>& scratch = scratches[static_cast<size_t>(omp_get_thread_num())];
       for (int layer = 0; layer < shape_.layers; ++layer) {
-#pragma omp for schedule(dynamic, 3)
-        for (size_t u = 0; u < units.size(); ++u)
+#pragma omp for schedule(static)
+        for (size_t u = 0; u < units.size(); ++u) {
+          if (by_head) heads(layer, q, table, positions, row_pages, units[u].sequence->first_row, rows, units[u].kv_head, 1);
           ops_.attend(spec_, pool(layer), units[u], q.data(), width_, out.data(), out_width, scratch.data());
+        }
       }
     }
     return omp_get_wtime() - start;
   }
 
+  // Seconds of all layers' heads of a prefill of the whole context.
+  double run_heads(int threads) {
+    std::vector<float> q(static_cast<size_t>(context_) * width_, 0.3f);
+    const std::vector<float> table(static_cast<size_t>(context_) * shape_.dim, 0.7f);
+    std::vector<int32_t> positions, row_pages;
+    for (int p = 0; p < context_; ++p) {
+      positions.push_back(p);
+      row_pages.push_back(tables_[static_cast<size_t>(p / kPageSize)]);
+    }
+    const double start = omp_get_wtime();
+#pragma omp parallel num_threads(threads)
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+#pragma omp for schedule(static)
+      for (int row = 0; row < context_; row += 16)
+        heads(layer, q, table, positions, row_pages, row, std::min(16, context_ - row), 0, shape_.kv_heads);
+    }
+    return omp_get_wtime() - start;
+  }
+
  private:
+  void heads(int layer, std::vector<float>& q, const std::vector<float>& table, const std::vector<int32_t>& positions,
+             const std::vector<int32_t>& pages, int row, int rows, int kv_head, int kv_heads) {
+    const HeadJob job{q.data(), width_, table.data(), table.data(), 1e-6f, table.data(), shape_.dim, shape_.heads, shape_.kv_heads,
+                      shape_.dim, kv_head, kv_head + kv_heads};
+    ops_.heads(job, pool(layer), positions.data(), pages.data(), row, row + rows);
+  }
+
   KvPool pool(int layer) const {
     return {memory_.data() + page_bytes_ * static_cast<size_t>(pages_) * static_cast<size_t>(layer), static_cast<int64_t>(page_bytes_),
             type_, shape_.kv_heads, shape_.dim};
@@ -102,37 +141,42 @@ class Model {
   AttentionSpec spec_{};
 };
 
-double best_of(int times, Model& model, int threads, int sequences, int rows) {
+double best_of(int times, Model& model, int threads, int sequences, int rows, bool by_head) {
   double best = 1e9;
-  for (int i = 0; i < times; ++i) best = std::min(best, model.run(threads, sequences, rows));
+  for (int i = 0; i < times; ++i) best = std::min(best, model.run(threads, sequences, rows, by_head));
   return best;
 }
 
-void run(Isa isa, int threads) {
+void run(Isa isa, int threads, bool brief) {
   const Operators& ops = operators(isa);
   const Shape shapes[] = {{"SmolLM2-135M", 30, 9, 3, 64}, {"Qwen3-0.6B", 28, 16, 8, 128}};
   std::printf("%s, %d threads\n", ops.name, threads);
   for (const Shape& shape : shapes)
     for (KvType type : {KvType::BF16, KvType::INT8}) {
       const char* kind = type == KvType::BF16 ? "bf16" : "int8";
-      for (int context : {128, 2048}) {
+      if (brief && type == KvType::INT8) continue;
+      for (int context : {150, 2048}) {
         for (bool huge : {false, true}) {
-          const int layers = context == 128 ? shape.layers : 4;
+          if (brief && !huge) continue;
+          const int layers = context == 150 ? shape.layers : 4;
           Model model(ops, {shape.name, layers, shape.heads, shape.kv_heads, shape.dim}, type, 16, context, huge);
-          const double cold = best_of(5, model, threads, 16, 1);
-          std::printf("%s %s decode 16 x %d, %s pages: %.2f us per sequence and KV head and thread\n", shape.name, kind, context,
-                      huge ? "2 MiB" : "4 KiB", cold * 1e6 * threads / (layers * 16.0 * shape.kv_heads));
+          for (bool by_head : {false, true}) {
+            const double cold = best_of(5, model, threads, 16, 1, by_head);
+            std::printf("%s %s decode 16 x %d, %s pages%s: %.2f us per sequence and KV head and thread\n", shape.name, kind, context,
+                        huge ? "2 MiB" : "4 KiB", by_head ? ", with heads" : "", cold * 1e6 * threads / (layers * 16.0 * shape.kv_heads));
+          }
         }
         Model model(ops, {shape.name, 1, shape.heads, shape.kv_heads, shape.dim}, type, 1, context, true);
-        model.run(1, 1, 1);
-        double hot = 1e9;
-        for (int i = 0; i < 50; ++i) hot = std::min(hot, model.run(1, 1, 1));
+        const double hot = best_of(50, model, 1, 1, 1, false);
         std::printf("%s %s decode 1 x %d, cached: %.2f us per KV head\n", shape.name, kind, context, hot * 1e6 / shape.kv_heads);
       }
       Model model(ops, {shape.name, 2, shape.heads, shape.kv_heads, shape.dim}, type, 1, 512, true);
-      const double prefill = best_of(5, model, threads, 1, 512) / 2 * shape.layers;
+      const double prefill = best_of(5, model, threads, 1, 512, false) / 2 * shape.layers;
       const double products = 512.0 * 513 / 2 * 2 * shape.heads * shape.dim * shape.layers;
-      std::printf("%s %s prefill 512: %.1f ms, %.0f GMAC/s\n", shape.name, kind, prefill * 1e3, products / prefill / 1e9);
+      double heads = 1e9;
+      for (int i = 0; i < 5; ++i) heads = std::min(heads, model.run_heads(threads) / 2 * shape.layers);
+      std::printf("%s %s prefill 512: %.1f ms, %.0f GMAC/s; heads %.1f ms\n", shape.name, kind, prefill * 1e3, products / prefill / 1e9,
+                  heads * 1e3);
     }
 }
 
@@ -140,6 +184,6 @@ void run(Isa isa, int threads) {
 }  // namespace inferloom
 
 int main(int argc, char** argv) {
-  inferloom::run(inferloom::best_isa(), argc > 1 ? std::atoi(argv[1]) : 2);
+  inferloom::run(inferloom::best_isa(), argc > 1 ? std::atoi(argv[1]) : 2, argc > 2);
   return 0;
 }
