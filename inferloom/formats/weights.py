@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import pickle
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import msgspec
+import numpy as np
 import torch
 
 from inferloom.errors import InvalidFormat, LoadFailed
@@ -25,6 +30,12 @@ _DTYPES = {
     "U32": torch.uint32, "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
     "F32": torch.float32, "F64": torch.float64, "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
+
+_PIECE = 64 << 20  # bytes that are unmapped at a time
+_UNMAPPERS = 3  # threads that help; more would wait for each other
+_mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # of this process
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class OpenFile(msgspec.Struct, frozen=True):
@@ -101,6 +112,30 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     return Weights(tensors, files)
 
 
+def unmap_pages() -> None:
+    """Take the pages of all weights out of this process's memory, on several processors, for one that is about to end.
+
+    The kernel does it with one at the end: 50 ms for a gigabyte of small pages. What is still read is mapped again.
+    """
+    pieces = SimpleQueue[tuple[int, int]]()
+    for mapping in _mappings:
+        start = np.frombuffer(mapping, np.uint8).ctypes.data
+        for offset in range(0, len(mapping), _PIECE):
+            pieces.put((start + offset, min(_PIECE, len(mapping) - offset)))
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                _madvise(*pieces.get_nowait(), mmap.MADV_DONTNEED)  # lets the other thread run meanwhile
+
+    others = [threading.Thread(target=work) for _ in range(len(os.sched_getaffinity(0)) - 1)][:_UNMAPPERS]
+    for other in others:
+        other.start()
+    work()
+    for other in others:
+        other.join()
+
+
 def _is_safetensors(checkpoint: Checkpoint, name: str) -> bool:
     """What a `.bin` checkpoint was packed into is a safetensors file all the same."""
     return checkpoint.format != "pytorch" or name.endswith(".safetensors")
@@ -119,6 +154,7 @@ def _open(path: str) -> OpenFile:
 def _mapped(file: OpenFile) -> dict[str, torch.Tensor | PackedTensor]:
     header = read_header(Path(file.path), descriptor=file.fd)
     mapping = mmap.mmap(file.fd, file.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    _mappings.add(mapping)
     if hasattr(
         mmap, "MADV_HUGEPAGE"
     ):  # what is read from the disk then comes in huge pages, where they are to be had

@@ -148,6 +148,9 @@ class DummyHost:
     def flush(self) -> None:
         """There is no cache."""
 
+    def end(self) -> None:
+        """There is no model."""
+
     def stats(self) -> Stats:
         return Stats(
             id=0,

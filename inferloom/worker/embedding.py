@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from inferloom.formats.weights import unmap_pages
 from inferloom.types import ModelCard
 from inferloom.worker.messages.replies import Embedded, FromWorker, Rejected, Stats
 from inferloom.worker.messages.requests import Cancel, Embed, Generate
@@ -82,6 +83,9 @@ class EmbeddingHost:
 
     def flush(self) -> None:
         """There is no cache."""
+
+    def end(self) -> None:
+        unmap_pages()
 
     def stats(self) -> Stats:
         return Stats(

@@ -23,7 +23,7 @@ from inferloom.worker.lineage import die_with, threads
 
 REQUEST_BYTES = 4096
 DESCRIPTORS = 2  # of one request: socket, stderr
-QUIET_SECS = 0.5  # without a request before the heap is tidied: models that load at the start come first
+QUIET_SECS = 0.2  # without a request before the heap is tidied: models that load at the start come first
 
 
 def main(argv: Sequence[str]) -> NoReturn:

@@ -65,7 +65,10 @@ def work(channel: Channel, job: WorkerJob, sock: socket.socket) -> None:
             compared = now
             watch.compare()
 
-    loop.run(channel, host, check=check, check_secs=COMPARE_SECS)
+    try:
+        loop.run(channel, host, check=check, check_secs=COMPARE_SECS)
+    finally:
+        host.end()
 
 
 def load(job: WorkerJob, channel: Channel) -> Host:

@@ -16,6 +16,7 @@ import torch
 from inferloom.engine.engine import Engine
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.weights import unmap_pages
 from inferloom.kernels.native import library
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
 from inferloom.models.loader import load
@@ -150,6 +151,9 @@ class EngineHost:
 
     def flush(self) -> None:
         self._engine.flush()
+
+    def end(self) -> None:
+        unmap_pages()
 
     def stats(self) -> Stats:
         return self._engine.stats()

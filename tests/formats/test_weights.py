@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layouts import Layout, PackedTensor, dequantise
-from inferloom.formats.weights import open_weights
+from inferloom.formats.weights import open_weights, unmap_pages
 
 
 def checkpoint(*paths: Path, kind: Any = "safetensors") -> Checkpoint:
@@ -250,3 +250,15 @@ def test_a_description_that_means_nothing_is_refused(text: str, says: str, tmp_p
     header = {"__metadata__": {"inferloom.layouts": text}, **entry()}
     with pytest.raises(InvalidFormat, match=says):
         open_weights(checkpoint(write(tmp_path / "m.safetensors", header)))
+
+
+def test_weights_that_were_unmapped_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(100_000)}, path)
+    weights = open_weights(checkpoint(path))
+    tensor = weights["a"]
+    assert isinstance(tensor, torch.Tensor) and int(tensor.sum()) == 4999950000
+    unmap_pages()
+    rest = Path("/proc/self/smaps").read_text().split(str(path))[1]
+    assert re.findall(r"Rss: +(\d+)", rest)[0] == "0"
+    assert int(tensor.sum()) == 4999950000
