@@ -23,6 +23,24 @@ struct Simd : avx512::Simd {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a.pairs), reinterpret_cast<__m512bh>(b.pairs));
   }
 
+  // Quarters of a vector: four pairs, or four floats.
+  SIMD_INLINE H repeat_quarter(const void* p) { return {_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)))}; }
+  SIMD_INLINE void transpose_quarters(H (&v)[4]) {
+    const __m512i a = _mm512_shuffle_i32x4(v[0].pairs, v[1].pairs, 0x44), b = _mm512_shuffle_i32x4(v[0].pairs, v[1].pairs, 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(v[2].pairs, v[3].pairs, 0x44), d = _mm512_shuffle_i32x4(v[2].pairs, v[3].pairs, 0xee);
+    v[0].pairs = _mm512_shuffle_i32x4(a, c, 0x88);
+    v[1].pairs = _mm512_shuffle_i32x4(a, c, 0xdd);
+    v[2].pairs = _mm512_shuffle_i32x4(b, d, 0x88);
+    v[3].pairs = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+  // Lane 4 i + v is the sum of the i-th quarter of the v-th vector.
+  SIMD_INLINE F sum_quarters(F a, F b, F c, F d) {
+    const F ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const F cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
+    return add(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+  }
+
   SIMD_INLINE B bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
     const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);

@@ -10,6 +10,7 @@ namespace inferloom {
 
 constexpr int kPanelBytes = 512 * 1024;  // half of a second-level cache: weights and results pass through the rest
 constexpr int kPanelTokens = 256;
+constexpr int kPairTile = 6;  // tokens of a tile where there is a pairwise dot product: 24 sums of 16 rows, a quarter vector a row
 
 enum class PanelKind {
   NIBBLES,   // per group of 32: int8 [T][32], scales [T], scaled sums [T]
@@ -39,6 +40,7 @@ SIMD_INLINE int tile_size(PanelKind kind, int tokens) {
 
 template <class S>
 SIMD_INLINE int tile_limit(PanelKind kind) {
+  if (kind == PanelKind::PAIRS && S::kBf16Dot) return kPairTile;
   return kind == PanelKind::PAIRS || kind == PanelKind::FLOATS ? S::kRowTile : S::kTile;
 }
 

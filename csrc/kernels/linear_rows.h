@@ -2,7 +2,7 @@
 // end of each chunk of 32 steps (2 KB of bfloat16 or float32), so that a band's chunk stays in the first-level cache while all tokens
 // pass by. The order of a sum depends on K alone: lanes, the tree of `sum4`, chunks in turn.
 #pragma once
-#include "linear_panel.h"
+#include "linear_pairs.h"
 
 namespace inferloom {
 
@@ -153,7 +153,11 @@ void rows_product(const Linear& w, int block, const Panel<S>& panel, float* out,
   switch (w.layout) {
     case Layout::F32: rows_product_of<S, FloatRows<S>>(w, block, panel, out, out_stride, target); break;
     case Layout::F16: rows_product_of<S, HalfRows<S>>(w, block, panel, out, out_stride, target); break;
-    default: rows_product_of<S, Bfloat16Rows<S>>(w, block, panel, out, out_stride, target); break;
+    default:
+      if constexpr (S::kBf16Dot)
+        pairs_product<S>(w, block, panel, out, out_stride, target);
+      else
+        rows_product_of<S, Bfloat16Rows<S>>(w, block, panel, out, out_stride, target);
   }
 }
 
