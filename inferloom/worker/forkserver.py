@@ -10,12 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from inferloom.worker.huge_pages import collapse_heap
@@ -23,7 +22,6 @@ from inferloom.worker.lineage import die_with, threads
 
 REQUEST_BYTES = 4096
 DESCRIPTORS = 2  # of one request: socket, stderr
-QUIET_SECS = 0.2  # without a request before the heap is tidied: models that load at the start come first
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -35,6 +33,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     control.set_inheritable(False)
     try:
         preload(modules)
+        collapse_heap()  # before the first fork: a worker that shares the small pages would keep them, a second heap
     except BaseException:
         _answer(control, error=traceback.format_exc())
         os._exit(1)
@@ -64,9 +63,7 @@ def check_single_threaded() -> None:
 
 def serve(control: socket.socket, *, gateway: int) -> NoReturn:
     """Fork a worker for every request until the gateway closes the control socket."""
-    tidying = collapse_heap()
     while True:
-        _wait(control, tidying)
         message, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, DESCRIPTORS)
         if not message:
             os._exit(0)
@@ -81,15 +78,6 @@ def serve(control: socket.socket, *, gateway: int) -> NoReturn:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-
-
-def _wait(control: socket.socket, tidying: Iterator[int]) -> None:
-    """Until something comes. A quiet time is used to make forking cheaper."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    wait: float | None = QUIET_SECS * 1000
-    while not poll.poll(wait):
-        wait = 0 if next(tidying, None) is not None else None
 
 
 def _fork_worker(control: socket.socket, descriptors: Sequence[int], *, gateway: int) -> int:

@@ -7,7 +7,6 @@ the fork another 10. In huge pages both are done in 2. A worker that writes to o
 from __future__ import annotations
 
 import ctypes
-import errno
 from collections.abc import Iterator
 
 _BLOCK = 2 << 20
@@ -18,34 +17,30 @@ _madvise = ctypes.CDLL(None, use_errno=True).madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def collapse_heap() -> Iterator[int]:
-    """Put one block of the heap together at each turn, in some milliseconds; its address. Ends early where the kernel
-    has no huge pages for us, or no room for them."""
+def collapse_heap() -> None:
+    """Takes 0.2 s for 150 MB. Where the kernel has no huge pages for us, or no room for them, all stays as it is."""
     try:
-        blocks = list(_blocks())
+        ranges = list(_ranges())
     except OSError:
         return
-    for block in blocks:
-        if _madvise(block, _BLOCK, _MADV_COLLAPSE) != 0 and ctypes.get_errno() in (
-            errno.EINVAL,
-            errno.ENOMEM,
-        ):
-            return
-        yield block
+    for begin, end in ranges:
+        _madvise(
+            begin, end - begin, _MADV_COLLAPSE
+        )  # a whole range at a time: each call empties the processors' queues
 
 
-def _blocks() -> Iterator[int]:
-    """Addresses of the whole blocks of memory that is private, writable and almost all there."""
+def _ranges() -> Iterator[tuple[int, int]]:
+    """The whole blocks in memory that is private, writable and almost all there: first and last address."""
     begin = end = 0
     with open("/proc/self/smaps") as smaps:
         for line in smaps:
             words = line.split()
             if not words[0].endswith(":"):
                 anonymous = len(words) == 5 or words[5] == "[heap]"
-                begin, end = (
-                    (int(place, 16) for place in words[0].split("-"))
-                    if anonymous and words[1] == "rw-p"
-                    else (0, 0)
-                )
+                begin, end = (int(place, 16) for place in words[0].split("-"))
+                if not anonymous or words[1] != "rw-p":
+                    end = begin
             elif words[0] == "Rss:" and int(words[1]) << 10 >= _RESIDENT * (end - begin):
-                yield from range(-(-begin // _BLOCK) * _BLOCK, end - _BLOCK + 1, _BLOCK)
+                begin, end = -(-begin // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
+                if begin < end:
+                    yield begin, end
