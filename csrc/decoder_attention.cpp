@@ -66,6 +66,7 @@ void AttentionPlan::make(const std::vector<SequenceView>& sequences, const Decod
       }
     }
   }
+  for (size_t i = 1; i < shares.size(); ++i) shares[i - 1].unit.next = &shares[i].unit;
   const auto is_whole = [](const Tile& tile) { return tile.rows == tile.sequence->rows; };
   by_head = joins.empty() && tiles.size() == sequences.size() && std::all_of(tiles.begin(), tiles.end(), is_whole);
 }

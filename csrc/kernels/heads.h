@@ -27,45 +27,63 @@ void rotate(float* x, const float* cosines, const float* sines, int half) {
   }
 }
 
-// `element(i)`: where element i of the head goes. Single elements are stored: the neighbours may be another thread's.
-template <class S, class Place>
-void write_bfloat16(const float* x, int dim, uint8_t* begin, Place place) {
-  uint16_t* out = reinterpret_cast<uint16_t*>(begin);
-  uint16_t rounded[16];
-  for (int i = 0; i < dim; i += 16) {
-    S::store_bf16(rounded, S::load(x + i));
-    for (int j = 0; j < 16; ++j) out[place(i + j)] = rounded[j];
-  }
-}
-
-template <class S, class Place>
-void write_int8(const float* x, int dim, uint8_t* begin, float* scale, Place place) {
+// int8 of x, and the scale that gives it back.
+template <class S>
+float quantise_head(const float* x, int dim, int8_t* out) {
   auto top = S::zero();
   for (int i = 0; i < dim; i += 16) top = S::max(top, S::abs(S::load(x + i)));
   const float largest = S::max_of(top);
   const auto inverse = S::set(largest > 0.0f ? 127.0f / largest : 0.0f);
-  *scale = largest / 127.0f;
-  int8_t* out = reinterpret_cast<int8_t*>(begin);
-  int8_t rounded[16];
-  for (int i = 0; i < dim; i += 16) {
-    S::store_int8(rounded, S::to_int(S::mul(S::load(x + i), inverse)));
-    for (int j = 0; j < 16; ++j) out[place(i + j)] = rounded[j];
-  }
+  for (int i = 0; i < dim; i += 16) S::store_int8(out + i, S::to_int(S::mul(S::load(x + i), inverse)));
+  return largest / 127.0f;
 }
 
+// Two elements of a key side by side.
+template <class S, class Pair>
+void write_key(const void* elements, int dim, uint8_t* keys, int place) {
+  const Pair* pairs = static_cast<const Pair*>(elements);
+  Pair* out = reinterpret_cast<Pair*>(keys) + (place / kKeyLanes * (dim / 2)) * kKeyLanes + place % kKeyLanes;
+  for (int i = 0; i < dim / 2; ++i) std::memcpy(out + i * kKeyLanes, pairs + i, sizeof(Pair));
+}
+
+// One position of a pair alone: the other one stands already or comes later.
+template <class S, class Element>
+void write_value(const Element* elements, int dim, uint8_t* values, int place) {
+  Element* out = reinterpret_cast<Element*>(values) + int64_t{place / 2} * dim * 2 + place % 2;
+  for (int i = 0; i < dim; ++i) out[2 * i] = elements[i];
+}
+
+// Keys and values of one head at `count` consecutive positions of a page, whose rows are `stride` floats apart.
 template <class S>
-void write_key_value(const float* key, const float* value, const KvLayout& layout, uint8_t* head, int place) {
+void write_keys_values(const float* keys, const float* values, int64_t stride, const KvLayout& layout, uint8_t* head, int place,
+                       int count) {
   const int dim = layout.head_dim;
-  const auto key_place = [&](int i) { return layout.key_element(place, i); };
-  const auto value_place = [&](int i) { return layout.value_element(place, i); };
-  if (layout.type == KvType::BF16) {
-    write_bfloat16<S>(key, dim, head + layout.keys(), key_place);
-    write_bfloat16<S>(value, dim, head + layout.values(), value_place);
-  } else {
-    float* key_scales = reinterpret_cast<float*>(head + layout.key_scales());
-    float* value_scales = reinterpret_cast<float*>(head + layout.value_scales());
-    write_int8<S>(key, dim, head + layout.keys(), key_scales + place, key_place);
-    write_int8<S>(value, dim, head + layout.values(), value_scales + place, value_place);
+  if (layout.type == KvType::INT8) {
+    float* scales = reinterpret_cast<float*>(head);
+    alignas(64) int8_t rounded[kMostHeadDim];
+    for (int i = 0; i < count; ++i, ++place) {
+      scales[layout.key_scales() / 4 + place] = quantise_head<S>(keys + i * stride, dim, rounded);
+      write_key<S, uint16_t>(rounded, dim, head + layout.keys(), place);
+      scales[layout.value_scales() / 4 + place] = quantise_head<S>(values + i * stride, dim, rounded);
+      write_value<S>(rounded, dim, head + layout.values(), place);
+    }
+    return;
+  }
+  alignas(64) uint16_t rounded[kMostHeadDim];
+  for (int i = 0; i < count; ++i) {
+    for (int d = 0; d < dim; d += 16) S::store_bf16(rounded + d, S::load(keys + i * stride + d));
+    write_key<S, uint32_t>(rounded, dim, head + layout.keys(), place + i);
+  }
+  for (int i = 0; i < count;) {
+    const float* even = values + i * stride;
+    if ((place + i) % 2 == 0 && i + 1 < count) {  // whole cache lines
+      uint16_t* out = reinterpret_cast<uint16_t*>(head + layout.values()) + int64_t{(place + i) / 2} * dim * 2;
+      for (int d = 0; d < dim; d += 16) S::store_pairs(out + 2 * d, S::interleave(S::load(even + d), S::load(even + stride + d)));
+      i += 2;
+      continue;
+    }
+    for (int d = 0; d < dim; d += 16) S::store_bf16(rounded + d, S::load(even + d));
+    write_value<S>(rounded, dim, head + layout.values(), place + i++);
   }
 }
 
@@ -74,25 +92,29 @@ void heads(const HeadJob& job, const KvPool& pool, const int32_t* positions, con
   const int dim = job.head_dim, half = job.rotary / 2, group = job.heads / job.kv_heads;
   const int first = job.kv_begin, last = job.kv_end < job.kv_heads ? job.kv_end : job.kv_heads;
   const KvLayout layout{dim, pool.type};
-  for (int row = row_begin; row < row_end; ++row) {
-    float* queries = job.qkv + row * job.stride;
-    float* keys = queries + int64_t{job.heads} * dim;
-    const float* values = keys + int64_t{job.kv_heads} * dim;
-    const auto prepare = [&](int h) {  // the keys follow the queries
-      float* head = queries + int64_t{h} * dim;
-      const float* weight = h < job.heads ? job.q_norm : job.k_norm;
-      if (weight) normalise_head<S>(head, weight, job.eps, dim);
-      if (job.cos_sin) {
-        const float* cosines = job.cos_sin + int64_t{positions[row]} * job.rotary;
-        rotate<S>(head, cosines, cosines + half, half);
-      }
-    };
-    for (int h = first * group; h < last * group; ++h) prepare(h);
-    for (int h = first; h < last; ++h) prepare(job.heads + h);
+  const auto prepare = [&](int row, int h) {  // the keys follow the queries
+    float* head = job.qkv + row * job.stride + int64_t{h} * dim;
+    const float* weight = h < job.heads ? job.q_norm : job.k_norm;
+    if (weight) normalise_head<S>(head, weight, job.eps, dim);
+    if (!job.cos_sin) return;
+    const float* cosines = job.cos_sin + int64_t{positions[row]} * job.rotary;
+    rotate<S>(head, cosines, cosines + half, half);
+  };
+  for (int row = row_begin; row < row_end;) {
+    // Consecutive positions of a page: a head's pages are written cache line by cache line.
+    int end = row + 1;
+    while (end < row_end && pages[end] == pages[row] && positions[end] == positions[end - 1] + 1) ++end;
+    for (int r = row; r < end; ++r) {
+      for (int h = first * group; h < last * group; ++h) prepare(r, h);
+      for (int h = first; h < last; ++h) prepare(r, job.heads + h);
+    }
     uint8_t* page = pool.base + pages[row] * pool.page_stride;
+    const float* keys = job.qkv + row * job.stride + int64_t{job.heads} * dim;
+    const float* values = keys + int64_t{job.kv_heads} * dim;
     for (int h = first; h < last; ++h)
-      write_key_value<S>(keys + int64_t{h} * dim, values + int64_t{h} * dim, layout, page + h * layout.head_bytes(),
-                         positions[row] % kPageSize);
+      write_keys_values<S>(keys + int64_t{h} * dim, values + int64_t{h} * dim, job.stride, layout, page + h * layout.head_bytes(),
+                           positions[row] % kPageSize, end - row);
+    row = end;
   }
 }
 
