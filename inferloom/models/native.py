@@ -59,8 +59,9 @@ class NativeDecoder(Executor):
     def allocate_kv(self, pages: int) -> None:
         wanted = pages * self.kv_bytes_per_page
         try:
-            # Anonymous pages of the kernel: zero without being written, resident only once used.
-            block = mmap.mmap(-1, wanted)
+            # Anonymous pages of the kernel: zero without being written, resident only once used. Private,
+            # because shared ones are seldom granted as huge pages.
+            block = mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 block.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, OverflowError, ValueError) as error:
