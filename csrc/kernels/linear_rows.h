@@ -1,6 +1,7 @@
 // Products of row-major float weights: a band of rows × T tokens at a time. Lanes are columns; a sum is reduced across lanes at the
 // end of each chunk of 32 steps (2 KB of bfloat16 or float32), so that a band's chunk stays in the first-level cache while all tokens
 // pass by. The order of a sum depends on K alone: lanes, the tree of `sum4`, chunks in turn.
+// bfloat16 weights go through linear_pairs.h instead where the processor has a dot product of pairs.
 #pragma once
 #include "linear_pairs.h"
 
