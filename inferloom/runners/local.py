@@ -32,7 +32,7 @@ from inferloom.runners.base import (
 )
 from inferloom.runners.codecs import codec_of
 from inferloom.runners.jobs import dummy_job, native_job
-from inferloom.runners.preparation import checkpoint_of
+from inferloom.runners.preparation import checkpoint_of, draft_of
 from inferloom.runners.request import generate, text_length, with_system_prompt
 from inferloom.runners.run import Run
 from inferloom.runners.sampling import fresh_seed
@@ -49,7 +49,6 @@ from inferloom.types import (
     TransportKind,
 )
 from inferloom.worker.failures import rebuild
-from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import (
     Embedded,
     Failed,
@@ -147,7 +146,7 @@ class LocalRunner(ModelRunner):
         self._source = source
         begun = time.monotonic()
         checkpoint = await self._locate(source, progress)
-        draft = await self._locate_draft(progress)
+        draft = await draft_of(self._draft, progress=progress)
         prepared = time.monotonic()
         try:
             async with asyncio.timeout(self._load_timeout):
@@ -189,13 +188,6 @@ class LocalRunner(ModelRunner):
             progress(LoadProgress("locate"))
         return await checkpoint_of(source, progress=progress)
 
-    async def _locate_draft(self, progress: ProgressSink | None) -> tuple[ModelConfig, Checkpoint] | None:
-        draft = self._draft
-        if draft is None or draft.weights is None:
-            return None
-        source = WeightSource(source=draft.weights, quantization=draft.quantization)
-        return draft, await checkpoint_of(source, progress=progress)
-
     async def _start(
         self,
         checkpoint: Checkpoint | None,
@@ -209,12 +201,13 @@ class LocalRunner(ModelRunner):
         self._progress, self._reason = progress, None
         try:
             # the dummy's script is tokens, so its codec comes first; any other worker loads beside it
-            dummy = self._model.driver.type == "dummy"
-            job = (
-                dummy_job(self._model, await codec_task)
-                if dummy
-                else self._native_job(checkpoint, draft, ctx)
-            )
+            if self._model.driver.type == "dummy":
+                job = dummy_job(self._model, await codec_task)
+            else:
+                devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)
+                job = native_job(
+                    self._model, checkpoint, devices=devices, kv_budget_bytes=self._kv_budget, draft=draft
+                )
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)
             for one in done:
@@ -230,17 +223,6 @@ class LocalRunner(ModelRunner):
         if checkpoint is None:
             return TextCodec.for_bytes(chat_template=template, jinja_explicit=explicit)
         return await asyncio.to_thread(codec_of, checkpoint, chat_template=template, jinja_explicit=explicit)
-
-    def _native_job(
-        self,
-        checkpoint: Checkpoint | None,
-        draft: tuple[ModelConfig, Checkpoint] | None,
-        ctx: DeviceContext | None,
-    ) -> WorkerJob:
-        devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)
-        return native_job(
-            self._model, checkpoint, devices=devices, kv_budget_bytes=self._kv_budget, draft=draft
-        )
 
     # --- answering --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections import deque
 
 import msgspec
 
+from inferloom.config.schema import ModelConfig
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.prepare import locate
@@ -49,6 +50,16 @@ async def checkpoint_of(source: WeightSource, *, progress: ProgressSink | None =
         locate, source.source, tokenizer=source.tokenizer, quantization=source.quantization
     )
     return found if found is not None else await prepare(source, progress=progress)
+
+
+async def draft_of(
+    draft: ModelConfig | None, *, progress: ProgressSink | None
+) -> tuple[ModelConfig, Checkpoint] | None:
+    """The model that drafts for another one, with its checkpoint; None where there is none."""
+    if draft is None or draft.weights is None:
+        return None
+    source = WeightSource(source=draft.weights, quantization=draft.quantization)
+    return draft, await checkpoint_of(source, progress=progress)
 
 
 async def prepare(source: WeightSource, *, progress: ProgressSink | None) -> Checkpoint:
