@@ -105,7 +105,7 @@ struct AttentionUnit {
   int32_t kv_head;
   int32_t key_begin, key_end;
   float* partial;  // null: the only split, the result goes to `output`; else [rows · group of heads, D + 2]: unnormalised sums, maximum, weight
-  const AttentionUnit* next = nullptr;  // what this thread probably computes next: its first keys are fetched meanwhile
+  const AttentionUnit* next = nullptr;  // what this thread probably computes next, and so on: fetched meanwhile
 };
 
 struct Operators {
