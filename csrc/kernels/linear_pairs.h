@@ -1,6 +1,6 @@
 // Products of row-major bfloat16 weights on processors with a pairwise dot product: 16 rows × T tokens at a time. A vector holds 8
 // columns of four rows, a quarter each, and the tokens' 8 columns are repeated in every quarter. A sum has four lanes so, which
-// three additions of vectors reduce for 16 rows at once; with 16 lanes (linear_rows.h) reducing costs a tenth of a product of K = 1024.
+// three additions of vectors reduce for 16 rows at once: 9 instructions for 16 results, where 16 lanes (linear_rows.h) take about 50.
 //
 // The order of a sum depends on K alone: pairs of a lane in turn, the lanes, then chunks of 512 columns in turn.
 #pragma once
