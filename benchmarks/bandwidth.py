@@ -1,4 +1,4 @@
-"""What the memory of this machine gives to two reading threads: the limit of a decode step.
+"""What the memory of this machine gives to two reading threads: the limit of a decode step, by the probe of `inferloom doctor`.
 
     python benchmarks/bandwidth.py      # GB/s, best and median of several reads of half a GiB
 
@@ -12,7 +12,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
 THREADS = 2
@@ -58,17 +57,12 @@ class Probe:
 
 
 def main() -> None:
-    import torch
+    from inferloom.kernels.native import library
 
-    torch.set_num_threads(THREADS)
-    block = torch.ones(BYTES // 4)
+    native = library.load()
 
     def read() -> Bandwidth:
-        rates = []
-        for _ in range(READS):
-            began = time.perf_counter()
-            block.sum()
-            rates.append(BYTES / (time.perf_counter() - began) / 1e9)
+        rates = [rate / 1e9 for rate in native.memory_bandwidth(BYTES, THREADS, READS)]
         return Bandwidth(max(rates), statistics.median(rates))
 
     if "--answer" not in sys.argv:
