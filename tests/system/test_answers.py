@@ -30,14 +30,14 @@ QUESTIONS = (
     "What color is the sky on a clear day?",
     "What is 2 + 2?",
     "What is the opposite of hot?",
-    "What do bees make?",
+    "What do cows eat?",
     "What is the boiling point of water in Celsius?",
     "Write a Python function that adds two numbers.",
     "What is the tallest mountain in the world?",
     "Which ocean is the largest?",
     "What is the currency of Japan?",
     "Who painted the Mona Lisa?",
-    "What is the square root of 9?",
+    "What is the capital of Egypt?",
 )
 FACTS = (
     ("What is the capital of France?", "Paris"),
