@@ -16,7 +16,7 @@ from inferloom.formats.checkpoint import Checkpoint
 SYSTEM = "You are a concise assistant. Answer in one short sentence."
 LONGEST = 24
 # Every token of these answers leads the next best by this much in float32 (nat): none is decided by rounding.
-MARGIN = 0.02
+MARGIN = 0.01
 QUESTIONS = (
     "What is the capital of France?",
     "What is the capital of Italy?",
