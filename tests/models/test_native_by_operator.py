@@ -9,11 +9,9 @@ import torch
 from factories.checkpoints import make_checkpoint
 
 from inferloom.formats.prepare import prepare
-from inferloom.kernels.native import library
 from inferloom.models.batch import Executor, RaggedBatch
 from inferloom.models.loader import load
 
-pytestmark = pytest.mark.skipif(not library.available(), reason=library.reason())
 ROWS = 20
 BATCH = RaggedBatch(list(range(ROWS)), list(range(ROWS)), [0, ROWS], [ROWS], [[0]], list(range(ROWS)))
 

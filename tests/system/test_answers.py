@@ -16,7 +16,7 @@ from inferloom.formats.checkpoint import Checkpoint
 SYSTEM = "You are a concise assistant. Answer in one short sentence."
 LONGEST = 24
 # Every token of these answers leads the next best by this much in float32 (nat): none is decided by rounding.
-MARGIN = 0.01
+MARGIN = 0.02
 QUESTIONS = (
     "What is the capital of France?",
     "What is the capital of Italy?",
@@ -33,7 +33,7 @@ QUESTIONS = (
     "What do cows eat?",
     "What is the boiling point of water in Celsius?",
     "Write a Python function that adds two numbers.",
-    "What is the tallest mountain in the world?",
+    "How many months are in a year?",
     "Which ocean is the largest?",
     "What is the currency of Japan?",
     "Who painted the Mona Lisa?",
