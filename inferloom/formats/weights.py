@@ -21,6 +21,7 @@ import torch
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.entries import hold
+from inferloom.formats.huge_pages import read_into_huge_pages
 from inferloom.formats.layouts import PackedTensor
 from inferloom.formats.packed_file import packed_entries
 from inferloom.formats.safetensors_file import TensorHeader, read_header
@@ -153,6 +154,7 @@ def _open(path: str) -> OpenFile:
 
 def _mapped(file: OpenFile) -> dict[str, torch.Tensor | PackedTensor]:
     header = read_header(Path(file.path), descriptor=file.fd)
+    read_into_huge_pages(file.fd, file.size)
     mapping = mmap.mmap(file.fd, file.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     _mappings.add(mapping)
     if hasattr(
