@@ -86,7 +86,7 @@ class Run:
 
     def _end_choice(self, chunk: TokenChunk, reader: AnswerReader, finish: FinishReason) -> bool:
         if reader.stop is None:
-            rest = reader.flush()
+            rest = reader.flush(cut=finish != "stop")
             chunk.text += rest.text
             chunk.reasoning += rest.reasoning
             chunk.tool_calls += tuple(rest.tool_calls)

@@ -70,12 +70,12 @@ class AnswerReader:
             return Piece(text, thought, (), stopped)
         text, calls = self._tools.push(text)
         if stopped:
-            rest, more = self._tools.flush()
+            rest, more = self._tools.flush(cut=True)
             text, calls = text + rest, calls + more
         return Piece(text, thought, calls, stopped)
 
-    def flush(self) -> Piece:
-        """No token follows (the choice ended by itself): what was held back."""
+    def flush(self, *, cut: bool = False) -> Piece:
+        """No token follows: what was held back. `cut`: by a limit, not by the model."""
         text = self._detokenizer.flush()
         if self._plain:
             return Piece(text)
@@ -89,7 +89,7 @@ class AnswerReader:
         if self._tools is None:
             return Piece(text, thought, (), stopped)
         text, calls = self._tools.push(text)
-        rest, more = self._tools.flush()
+        rest, more = self._tools.flush(cut=cut or stopped)
         return Piece(text + rest, thought, calls + more, stopped)
 
 

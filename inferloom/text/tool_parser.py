@@ -32,6 +32,7 @@ class ToolCallParser:
         self._spoken = False  # text was emitted since the last call
         self._block = ""  # what was used of the call in progress, in case it is none
         self._opening = 0  # how much of that is the opening
+        self._certain = False  # a mark says that a call is meant, not an answer in JSON
         self._reader = CallReader(self._names)
         self._scanner: JsonScanner | None = None  # of the arguments, in the named style
         self._told = False  # the call in progress was told
@@ -54,9 +55,11 @@ class ToolCallParser:
             pass
         return self._results()
 
-    def flush(self) -> tuple[str, list[ToolCallDelta]]:
-        """The answer is over. A call that never got as far as its arguments becomes text."""
-        if not self._told:
+    def flush(self, *, cut: bool = False) -> tuple[str, list[ToolCallDelta]]:
+        """The answer is over. A call that never got as far as its arguments becomes text where the model left it at
+        that. Where the answer was `cut` (by its limit, by a stop string) it is dropped: what a client shows, or sends
+        back with the conversation, is free of a family's marks. `{` without a mark may be an answer in JSON: text."""
+        if not self._told and not (cut and self._block and self._certain):
             self._say(self._block + self._buffer)
         self._block = self._buffer = ""
         if not self.calls:
@@ -78,7 +81,7 @@ class ToolCallParser:
                 return False
             self._beginning = False
             if stripped[0] == "{":
-                self._begin_call(opening=len(self._buffer) - len(stripped))
+                self._begin_call(opening=len(self._buffer) - len(stripped), certain=False)
                 return True
         before, found, rest = self._buffer.partition(self._syntax.opening)
         if found:
@@ -92,8 +95,9 @@ class ToolCallParser:
         self._buffer = self._buffer[certain:]
         return False
 
-    def _begin_call(self, *, opening: int) -> None:
+    def _begin_call(self, *, opening: int, certain: bool = True) -> None:
         self._block = ""
+        self._certain = certain
         self._use(opening)
         self._opening = opening
         self._reader = CallReader(self._names)

@@ -52,9 +52,9 @@ CASES: list[tuple[CallSyntax, str, str, list[tuple[str, str]]]] = [
 ]  # fmt: skip
 
 
-def parse(syntax: CallSyntax, pieces: list[str]) -> tuple[str, list[ToolCallDelta]]:
+def parse(syntax: CallSyntax, pieces: list[str], *, cut: bool = False) -> tuple[str, list[ToolCallDelta]]:
     parser, visible, deltas = ToolCallParser(syntax, TOOLS), "", []
-    for text, told in [*(parser.push(piece) for piece in pieces), parser.flush()]:
+    for text, told in [*(parser.push(piece) for piece in pieces), parser.flush(cut=cut)]:
         visible += text
         deltas += told
     assert parser.calls == len({delta.index for delta in deltas})
@@ -120,6 +120,35 @@ def test_ordinary_text_is_not_held_back() -> None:
     assert parser.push("The answer") == ("The answer", [])
     assert parser.push(" is 1 <") == (" is 1 ", [])
     assert parser.push(" 2") == ("< 2", [])
+
+
+CALLED = '{"name": "now", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    ("syntax", "text", "visible", "calls"),
+    [
+        (HERMES, 'Hm. <tool_call>\n{"na', "Hm. ", []),
+        (HERMES, '<tool_call>\n{"name": "sea', "", []),
+        (HERMES, '<tool_call>\n{"name": "search", "arguments": ', "", []),
+        (HERMES, "<tool_call>", "", []),
+        (HERMES, '<tool_call>{"name": "search", "arguments": {"qu', "", [("search", '{"qu')]),
+        (HERMES, f'<tool_call>{CALLED}</tool_call>\n<tool_call>{{"name": "se', "", [("now", "{}")]),
+        (HERMES, "a <tool", "a <tool", []),  # so far a text like any other
+        (PHI, f'<|tool_call|>[{CALLED}, {{"na', "", [("now", "{}")]),
+        (MISTRAL_NAMED, "[TOOL_CALLS]sea", "", []),
+        (LLAMA, '<|python_tag|>{"name": "sea', "", []),
+        (LLAMA, f'{CALLED}; {{"name": "sea', "", [("now", "{}")]),
+        (LLAMA, '{"name": "sea', '{"name": "sea', []),  # perhaps the answer is JSON
+    ],
+)
+def test_a_call_that_is_cut_before_its_name_is_certain_is_neither_a_call_nor_text(
+    syntax: CallSyntax, text: str, visible: str, calls: list[tuple[str, str]]
+) -> None:
+    for pieces in ([text], list(text)):
+        said, deltas = parse(syntax, pieces, cut=True)
+        assert said == visible
+        assert joined(deltas) == calls
 
 
 FRAGMENTS = [
