@@ -18,9 +18,8 @@ class Result:
     peers: list[str]
     notes: list[str] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
-    shares: list[float] = field(
-        default_factory=list
-    )  # of the memory's bandwidth, that our reading of weights took
+    memory: list[float] = field(default_factory=list)  # GB/s
+    shares: list[float] = field(default_factory=list)  # of them, that our reading of weights took
 
     @property
     def names(self) -> list[str]:
@@ -31,6 +30,7 @@ class Result:
         measured beside it."""
         self.values.setdefault(name, []).append(value)
         if bandwidth is not None and self.row.weights is not None:
+            self.memory.append(bandwidth.median)
             self.shares.append(value * self.row.weights() / 1e9 / bandwidth.median)
 
     def text(self) -> str:
@@ -38,9 +38,9 @@ class Result:
         lines.append(f"{self.row.name}: {self._outcome()}")
         if self.shares:
             percent = Figures([share * 100 for share in self.shares]).text()
-            lines.append(
-                f"of the memory's bandwidth, {percent} % read weights for us; goal {BANDWIDTH_SHARE:.0%}"
-            )
+            goal = f"; goal {BANDWIDTH_SHARE:.0%}" if self.row.name == "bf16-decode" else ""
+            lines.append(f"of the memory's bandwidth, {percent} % read weights for us{goal}")
+            lines.append(f"the memory beside our turns: {Figures(self.memory).text()} GB/s")
         return "\n".join([*lines, *self.notes])
 
     def _table(self) -> str:

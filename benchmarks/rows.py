@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from peers import conversions, llamacpp, openvino, own, vllm
 from peers.contender import Contender, HttpContender, Prompts
 from peers.pool import Start
+
+from inferloom.formats.prepare import locate
 
 VOCABULARY = range(300, 49000)  # ids that both checkpoints have, none of them special
 DECODE_PROMPT, DECODE_TOKENS = 32, 64
@@ -64,9 +67,8 @@ class Row:
     floor: float
     goal: float
     repeats: int
-    weights: Callable[[], int] | None = field(
-        default=None
-    )  # bytes read per step, where their share is a goal too
+    # bytes that a step reads, for those rows that say what share of the memory's bandwidth that is
+    weights: Callable[[], int] | None = None
 
     @property
     def contenders(self) -> tuple[Start, ...]:
@@ -97,7 +99,7 @@ TARGETS: dict[str, tuple[float, float]] = {
     "smollm2-users16": (5.5, 9.0),
     "smollm2-reload": (0.15, 0.08),
 }
-BANDWIDTH_SHARE = 0.85  # of bf16 decode
+BANDWIDTH_SHARE = 0.85  # of bf16-decode; of the others it is said and no goal
 
 
 def row(name: str) -> Row:
@@ -113,7 +115,7 @@ def row(name: str) -> Row:
         floor=floor,
         goal=goal,
         repeats=REPEATS[kind],
-        weights=_bf16_bytes if name == "bf16-decode" else None,
+        weights=partial(_weight_bytes, model) if kind == "decode" and model in WIDTHS else None,
     )
 
 
@@ -171,8 +173,10 @@ def _vllm_folder(weights: str) -> Path:
     return conversions.checkpoint() if weights == "bf16" else conversions.w8a8_folder()
 
 
-def _bf16_bytes() -> int:
-    return (conversions.checkpoint() / "model.safetensors").stat().st_size
+def _weight_bytes(width: str) -> int:
+    found = locate(str(conversions.checkpoint()), quantization=own.SCHEMES[width])
+    assert found is not None, "our side has packed it before this is asked"
+    return sum(Path(file).stat().st_size for file in found.weights)
 
 
 def _prompts(draw: random.Random, count: int, length: int) -> Prompts:
