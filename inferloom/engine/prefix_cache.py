@@ -34,6 +34,9 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._pages)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._pages
+
     def take(self, keys: Sequence[bytes]) -> list[int]:
         """The known pages of the longest known run of `keys`. The caller becomes an owner of them."""
         pages: list[int] = []

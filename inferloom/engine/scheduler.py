@@ -20,10 +20,11 @@ _rank = attrgetter("rank")
 @dataclass(slots=True)
 class Plan:
     """One step. `chunks`: sequences and the number of their tokens to compute; `copies`: pages (source, target) to
-    copy before."""
+    copy before; `fills`: keys of the prefixes that the prefix cache gains with it."""
 
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    fills: set[bytes] = field(default_factory=set)
 
 
 class Scheduler:
@@ -79,7 +80,8 @@ class Scheduler:
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def schedule(self) -> Plan:
-        """Decodes first, then the prompts under way, then new ones; in order of service within each."""
+        """Decodes first, then the prompts under way, then new ones; in order of service within each. A new prompt
+        that begins with pages which this very step computes for another is passed over: it will share them."""
         plan = Plan()
         for sequence in [s for s in self.running if s.remaining == 1]:
             if sequence.pages and self._make_room(sequence, plan):
@@ -90,10 +92,17 @@ class Scheduler:
         rows = self._max_logit_rows
         for sequence in [s for s in self.running if s.remaining > 1]:
             budget, rows = self._add_chunk(plan, sequence, budget, rows)
-        while budget > 0 and rows > 0 and self.waiting and self._admit(self.waiting[0], plan):
-            sequence = self.waiting.pop(0)
-            insort(self.running, sequence, key=_rank)
-            budget, rows = self._add_chunk(plan, sequence, budget, rows)
+        place = 0
+        while budget > 0 and rows > 0 and place < len(self.waiting):
+            sequence = self.waiting[place]
+            if not plan.fills.isdisjoint(self._prefix(sequence)):
+                place += 1
+            elif self._admit(sequence, plan):
+                del self.waiting[place]  # those preempted for it stand behind it
+                insort(self.running, sequence, key=_rank)
+                budget, rows = self._add_chunk(plan, sequence, budget, rows)
+            else:
+                break
         return plan
 
     def _add_chunk(self, plan: Plan, sequence: Sequence, budget: int, rows: int) -> tuple[int, int]:
@@ -103,7 +112,23 @@ class Scheduler:
             rows -= max(0, sequence.computed + size - sequence.first_logit)
         if size > 0:
             plan.chunks.append((sequence, size))
+            if self._cache is not None:
+                first, last = (
+                    sequence.computed // self._page_size,
+                    (sequence.computed + size) // self._page_size,
+                )
+                extend_keys(sequence.keys, sequence.tokens, pages=last, page_size=self._page_size)
+                plan.fills.update(key for key in sequence.keys[first:last] if key not in self._cache)
         return budget - max(size, 0), rows
+
+    def _prefix(self, sequence: Sequence) -> list[bytes]:
+        """The keys of the pages that a waiting sequence can share; at least one token is left to compute, so that
+        there are logits."""
+        if self._cache is None:
+            return []
+        reusable = sequence.first_logit // self._page_size
+        extend_keys(sequence.keys, sequence.tokens, pages=reusable, page_size=self._page_size)
+        return sequence.keys[:reusable]
 
     def computed(self, sequence: Sequence, count: int) -> None:
         """`count` more tokens of a sequence are in its pages; full pages become known to the prefix cache."""
@@ -169,10 +194,8 @@ class Scheduler:
         return True
 
     def _allocate(self, sequence: Sequence) -> bool:
-        if self._cache is not None:  # at least one token is computed, so that there are logits
-            reusable = sequence.first_logit // self._page_size
-            extend_keys(sequence.keys, sequence.tokens, pages=reusable, page_size=self._page_size)
-            sequence.pages = self._cache.take(sequence.keys[:reusable])
+        if self._cache is not None:
+            sequence.pages = self._cache.take(self._prefix(sequence))
         wanted = -(-len(sequence.tokens) // self._page_size) - len(sequence.pages)
         # Every running sequence will soon want a page: admitting on the last ones would only preempt again.
         if wanted + len(self.running) > self._pool.available and (

@@ -81,6 +81,15 @@ def test_a_second_request_with_a_known_prefix_computes_less() -> None:
     assert second[2, 0].tokens == first[1, 0].tokens
 
 
+def test_the_same_prompt_asked_many_times_at_once_is_computed_once() -> None:
+    prompt = [i % 90 for i in range(100)]
+    e = engine()
+    answers = drive(e, [Generate(i, prompt, 5, GREEDY) for i in range(1, 5)])
+    assert e.stats().prompt_tokens_computed == 100 + 3 * 4
+    assert sorted(answer.cached_tokens for answer in answers.values()) == [0, 96, 96, 96]
+    assert all(answer.tokens == greedy_tokens(prompt, 5) for answer in answers.values())
+
+
 def test_what_was_generated_is_a_prefix_for_the_next_turn() -> None:
     e = engine()
     prompt = [i % 90 for i in range(20)]

@@ -174,6 +174,31 @@ def test_the_last_token_of_a_known_prompt_is_computed_for_its_logits() -> None:
     assert house.step().chunks[1] == (second, 4)
 
 
+def test_a_prefix_that_this_step_computes_for_another_is_waited_for_and_shared() -> None:
+    house = House(tokens=40, pages=40)
+    first, same, longer = house.add([1] * 10), house.add([1] * 10), house.add([1] * 8 + [2] * 8)
+    other = house.add([3] * 10)
+    assert house.step().chunks == [(first, 10), (other, 10)]
+    assert house.step().chunks == [(first, 1), (other, 1), (same, 2), (longer, 8)]
+    assert same.pages[:2] == longer.pages[:2] == first.pages[:2]
+
+
+def test_who_waits_for_a_prefix_waits_as_long_as_it_is_being_computed() -> None:
+    house = House(tokens=8, pages=40)
+    first, same = house.add([1] * 18), house.add([1] * 18)
+    assert [house.step().chunks for _ in range(4)] == [
+        [(first, 8)],
+        [(first, 8)],
+        [(first, 2), (same, 2)],
+        [(first, 1), (same, 1)],
+    ]
+
+
+def test_without_a_prefix_cache_nobody_waits_for_a_prefix() -> None:
+    house = House(cache=False)
+    assert {house.add([1] * 8), house.add([1] * 8)} == {s for s, _ in house.step().chunks}
+
+
 def test_a_scored_prompt_uses_no_prefix_and_few_rows_of_logits() -> None:
     house = House(rows=5)
     house.add([1, 2, 3, 4, 5, 6, 7, 8, 9])
