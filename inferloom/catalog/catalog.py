@@ -17,6 +17,7 @@ from inferloom.errors import InferloomError, InvalidRequest, ModelUnavailable
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.factory import make_runner
 from inferloom.sources.defaults import with_defaults
+from inferloom.types import LoadProgress
 from inferloom.worker.pool import WorkerPool
 
 __all__ = ["Catalog", "Entry", "Lease", "ModelStatus"]
@@ -68,18 +69,21 @@ class Catalog:
         self._config = config
         self._names = Names(config.model, default=config.server.default_model)
         self._observers: list[Callable[[Transition], None]] = [observer] if observer is not None else []
+        self._progress_observers: list[Callable[[str, LoadProgress], None]] = []
         self._closing = False
         self._loads: set[asyncio.Task[None]] = set()
         created = int(time.time())
         make = factory or _from_driver
 
         def declare(model: ModelConfig) -> Entry:
-            return Entry(
+            entry = Entry(
                 model,
                 created=created,
                 make_runner=lambda on_death: make(model, config, pool, on_death),
                 observe=self._note,
             )
+            entry.on_progress = self._note_progress
+            return entry
 
         self._entries = {model.name: declare(model) for model in config.model}
 
@@ -103,6 +107,10 @@ class Catalog:
     def observe(self, observer: Callable[[Transition], None]) -> None:
         """Have `observer` told of every change of state from now on."""
         self._observers.append(observer)
+
+    def observe_progress(self, observer: Callable[[str, LoadProgress], None]) -> None:
+        """Have `observer` told of every report of a load in progress: the model's id, and how far it is."""
+        self._progress_observers.append(observer)
 
     # --- using models -----------------------------------------------------------------------------------------------
 
@@ -193,6 +201,10 @@ class Catalog:
             log.info("%s: %s", change.id, change.new)
         for observer in self._observers:
             observer(change)
+
+    def _note_progress(self, model: str, progress: LoadProgress) -> None:
+        for observer in self._progress_observers:
+            observer(model, progress)
 
 
 def _from_driver(

@@ -50,6 +50,7 @@ class Entry:
         self._place = _place(config.weights)
         self._make_runner = make_runner
         self._observe = observe
+        self.on_progress: Callable[[str, LoadProgress], None] | None = None  # told of each report of a load
         self._since = time.monotonic()
         self._runner: ModelRunner | None = None
         self._card: ModelCard | None = None
@@ -281,6 +282,8 @@ class Entry:
 
     def _note_progress(self, progress: LoadProgress) -> None:
         self._progress = progress
+        if self.on_progress is not None:
+            self.on_progress(self.id, progress)
 
     def _fail(self, error: InferloomError) -> None:
         self._failures += 1
