@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -32,24 +33,40 @@ def main(argv: Sequence[str]) -> NoReturn:
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
     try:
-        preload(modules)
+        warnings = preload(modules)
         collapse_heap()  # before the first fork: a worker that shares the small pages would keep them, a second heap
     except BaseException:
         _answer(control, error=traceback.format_exc())
         os._exit(1)
-    _answer(control, ready=True)
+    _answer(control, ready=True, warnings=warnings)
     serve(control, gateway=gateway)
 
 
-def preload(modules: Sequence[str]) -> None:
-    """Import `modules` and make the heap ready to be shared. Raises `RuntimeError` if an import left a thread."""
+class Heard(logging.Handler):
+    """What our modules warn of while they are imported, for the log of the gateway."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def preload(modules: Sequence[str]) -> list[str]:
+    """Import `modules` and make the heap ready to be shared; what they warned of. Raises `RuntimeError` if an import left
+    a thread."""
+    heard, logger = Heard(), logging.getLogger("inferloom")
+    logger.addHandler(heard)
     for module in modules:
         importlib.import_module(module)
+    logger.removeHandler(heard)
     check_single_threaded()
     import gc
 
     gc.collect()
     gc.freeze()  # a child's collector then leaves these pages alone: 2 MB private instead of 41
+    return heard.messages
 
 
 def check_single_threaded() -> None:

@@ -5,6 +5,7 @@ Importing this module imports torch and everything a model needs, and runs none 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -29,7 +30,12 @@ from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import FromWorker, Rejected, Stats, Step
 from inferloom.worker.messages.requests import Cancel, Embed, Generate
 
-library.available()  # loads the extension here, once, and not in every worker
+log = logging.getLogger("inferloom.worker")
+
+if not library.available():  # loads the extension here, once, and not in every worker
+    log.warning(
+        "%s; until then every model runs on torch's operators, several times slower", library.reason()
+    )
 
 GRAMMAR_PAUSE = 0.002  # seconds between two looks for a grammar that is being compiled in its thread
 

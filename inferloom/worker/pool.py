@@ -72,6 +72,7 @@ class WorkerPool:
         self._workers: dict[int, WorkerProcess] = {}
         self._known: set[int] = set()  # pids that the forkserver told of and that were not reaped
         self._sweepers: set[asyncio.Task[None]] = set()
+        self._warned: set[str] = set()  # what forkservers said, the next one says again
         self._stopped = False
 
     @classmethod
@@ -224,7 +225,14 @@ class WorkerPool:
             self._fail(LoadFailed(f"the worker's modules cannot be imported:\n{message['error'].rstrip()}"))
         elif self._ready is not None and not self._ready.done():
             self._failures = 0
+            self._warn(message["warnings"])
             self._ready.set_result(None)
+
+    def _warn(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            if message not in self._warned:
+                self._warned.add(message)
+                log.warning("%s", message)
 
     def _forked(self, number: int, *, pid: int | None, error: str) -> None:
         waiting = self._pending.pop(number, None)

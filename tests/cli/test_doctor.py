@@ -72,6 +72,18 @@ def test_the_command_tells_kernels_and_measures_nothing_when_quick() -> None:
     assert machine["threads"] >= 1 and machine["torch"].startswith("2.")
 
 
+def test_a_missing_extension_is_told_with_what_to_do() -> None:
+    code = (
+        'import sys; sys.modules["inferloom.kernels.native._native"] = None; '
+        'from inferloom.cli.app import main; main(["doctor"])'
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "torch (reference)" in done.stdout
+    assert "- the native operators were not built: install g++ 12 or newer" in done.stdout
+    assert "memory read" not in done.stdout  # the extension measures that
+
+
 def test_an_instruction_set_that_is_not_there_is_refused_by_name() -> None:
     command = [sys.executable, "-m", "inferloom", "doctor", "--quick"]
     environment = {"INFERLOOM_ISA": "mmx", "PATH": "/usr/bin:/bin"}

@@ -133,6 +133,26 @@ def _is_older(pid: int) -> bool:
     return b"inferloom.worker.forkserver" not in command
 
 
+async def test_what_an_import_warns_of_is_logged_once_however_many_forkservers_say_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "warning_module.py").write_text(
+        'import logging\nlogging.getLogger("inferloom.worker").warning("something is missing")\n'
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = WorkerPool(preload=("warning_module", *LIGHT))
+    await pool.start()
+    try:
+        await Driven.spawn(pool)
+        assert pool.forkserver_pid is not None
+        os.kill(pool.forkserver_pid, signal.SIGKILL)
+        await becomes(lambda: pool.forkserver_pid is None)
+        await Driven.spawn(pool)
+    finally:
+        await pool.stop()
+    assert [line for line in caplog.messages if "missing" in line] == ["something is missing"]
+
+
 async def test_an_import_that_fails_is_reported_with_its_traceback(tmp_path: Path) -> None:
     pool = WorkerPool(preload=("inferloom.no_such_module",))
     await pool.start()

@@ -41,7 +41,10 @@ def _attempt() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         return None, _NOT_BUILT
     except ImportError as error:
-        return None, f"the native operators cannot be loaded: {error}"
+        return (
+            None,
+            f"the native operators cannot be loaded: {error}; install inferloom again, so that they are built here",
+        )
 
 
 def available() -> bool:
