@@ -11,6 +11,7 @@ from inferloom.config.ids import id_problems
 from inferloom.config.later import later_problems
 from inferloom.config.lines import Path
 from inferloom.config.problems import Problems, did_you_mean, dotted
+from inferloom.config.quantities import keep_alive_secs, size_bytes
 from inferloom.config.quantization import scheme
 from inferloom.config.schema import Config, DriverConfig, ModelConfig
 from inferloom.errors import ConfigError
@@ -38,6 +39,7 @@ def check(config: Config, problems: Problems) -> None:
         *id_problems(config),
         *_devices(config),
         *_drafts(config),
+        *_residency(config),
     ]
     for path, sentence in [*found, *later_problems(config)]:
         problems.add(path, sentence)
@@ -78,6 +80,7 @@ def _models(config: Config) -> Iterator[tuple[Path, str]]:
         yield from _dtype(model.dtype, (*at, "dtype"), known=("auto", *DTYPES))
         yield from _quantization(model, at)
         yield from _dtype(model.driver.activation_dtype, (*at, "driver", "activation_dtype"), known=DTYPES)
+        yield from _kv_dtype(model.driver, (*at, "driver", "options", "kv_dtype"))
 
 
 def _source(model: ModelConfig, at: Path) -> Iterator[tuple[Path, str]]:
@@ -119,6 +122,44 @@ def _quantization(model: ModelConfig, at: Path) -> Iterator[tuple[Path, str]]:
             path,
             f"{dotted(path)}: the driver {quoted(model.driver.type)} has no weights to quantise; leave it out.",
         )
+
+
+def _kv_dtype(driver: DriverConfig, path: Path) -> Iterator[tuple[Path, str]]:
+    if driver.options.get("kv_dtype") != "int8":
+        return
+    if driver.activation_dtype != "bfloat16":
+        reason = f'is for activation_dtype = "bfloat16" only, not {quoted(driver.activation_dtype)}'
+    elif driver.device != ["cpu"]:
+        reason = f"is for the CPU only, not {', '.join(map(quoted, driver.device))}"
+    else:
+        return
+    yield path, f'{dotted(path)} = "int8" {reason}; leave one of them out.'
+
+
+def _residency(config: Config) -> Iterator[tuple[Path, str]]:
+    """Times to live and budgets; a share of a machine's memory is told from no machine."""
+    written: list[tuple[Path, float | str | None]] = [(("server", "keep_alive"), config.server.keep_alive)]
+    written += [
+        (("model", number, "keep_alive"), model.keep_alive) for number, model in enumerate(config.model)
+    ]
+    for path, value in written:
+        try:
+            keep_alive_secs(-1 if value is None else value)
+        except ConfigError as error:
+            yield path, f"{dotted(path)}: {error.message}."
+    budget = config.runtime.memory_budget
+    for device, text in (budget if isinstance(budget, dict) else {"cpu": budget}).items():
+        where: Path = ("runtime", "memory_budget", *((device,) if isinstance(budget, dict) else ()))
+        if not _DEVICE.fullmatch(device):
+            yield (
+                where,
+                f'{dotted(where)}: {quoted(device)} is not a device; write "cpu" or such as "cuda:0".',
+            )
+            continue
+        try:
+            size_bytes(text, whole=1 << 40 if device == "cpu" else None)
+        except ConfigError as error:
+            yield where, f"{dotted(where)}: {error.message}."
 
 
 def _drafts(config: Config) -> Iterator[tuple[Path, str]]:

@@ -22,6 +22,12 @@ class NativeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_batch_tokens: Annotated[Positive, Meta(description="Tokens computed in one step.")] = 10240
     max_batch_size: Annotated[Positive, Meta(description="Sequences in one step.")] = 512
     prefix_cache: Annotated[bool, Meta(description="Reuse the KV pages of equal beginnings.")] = True
+    kv_dtype: Annotated[
+        Literal["auto", "int8"],
+        Meta(
+            description="Keys and values in their pages: auto is activation_dtype; int8 takes half as much."
+        ),
+    ] = "auto"
     speculation: Annotated[
         Literal["auto", "off"],
         Meta(
@@ -43,6 +49,9 @@ class DummyOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     fail_load: Annotated[str | None, Meta(description="Loading fails with this reason.")] = None
     kind: Annotated[Literal["generate", "embed"], Meta(description="What it can do.")] = "generate"
     dimensions: Annotated[Positive, Meta(description="Length of an embedding.")] = 384
+    weights_mb: Annotated[int, Meta(ge=0, description="Weights it counts as having, MiB.")] = 0
+    kv_mb: Annotated[int, Meta(ge=0, description="KV pages it counts as having, MiB.")] = 0
+    workspace_mb: Annotated[int, Meta(ge=0, description="Memory its worker really takes, MiB.")] = 0
 
 
 Options = NativeOptions | DummyOptions

@@ -46,12 +46,7 @@ LATER: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
     },
     "model": {
         "num_device_layers": ("splitting a model over devices comes with a later version", ()),
-        "keep_alive": ("unloading idle models by time comes with a later version", ()),
         "trust_remote_code": ("running code of a checkpoint comes with a later version", ()),
-        "pin": (
-            "models are only unloaded on request until the memory ledger comes, with a later version",
-            (),
-        ),
     },
     "model.scheduler": {
         "default_token_limit": (_MARKET, ()),

@@ -78,6 +78,15 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     first_token_timeout_secs: Annotated[
         Seconds, Meta(description="Longest wait for the first token of an answer.")
     ] = 120.0
+    keep_alive: Annotated[
+        float | str,
+        Meta(
+            description='How long an idle model stays loaded: seconds, "5m", 0 (not at all), -1 (for ever).'
+        ),
+    ] = -1
+    max_loaded: Annotated[
+        Positive | None, Meta(description="Models loaded at once; unset: as many as fit.")
+    ] = None
 
     @property
     def effective_log_level(self) -> LogLevel:
@@ -103,8 +112,12 @@ class TelemetryConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RuntimeConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The host of inferlets."""
+    """What models may take of this machine, and the host of inferlets."""
 
+    memory_budget: Annotated[
+        str | dict[str, str],
+        Meta(description='Memory models may take: "80%" of the RAM, "12GiB", or a table by device.'),
+    ] = "80%"
     worker_threads: Annotated[
         Positive, Meta(description="Threads that serve inferlets; unset: one per CPU.")
     ] = msgspec.field(default_factory=_cpu_count)
@@ -213,8 +226,19 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             "mistral.rs's names (Q4K, Q8_0, 4 …) mean the nearest of these."
         ),
     ] = "none"
-    keep_alive: Annotated[float | str | None, Meta(description="How long an idle model stays loaded.")] = None
-    pin: Annotated[bool, Meta(description="Never unload this model to make room.")] = False
+    keep_alive: Annotated[
+        float | str | None,
+        Meta(description="How long this model stays loaded while idle; unset: as [server] says."),
+    ] = None
+    pin: Annotated[bool, Meta(description="Never unload this model to make room, or because it is idle.")] = (
+        False
+    )
+    priority: Annotated[
+        int, Meta(ge=-9, le=9, description="Models of higher priority are unloaded last and loaded first.")
+    ] = 0
+    group: Annotated[
+        Text | None, Meta(description="Of the models of one group only one is loaded at a time.")
+    ] = None
     trust_remote_code: Annotated[bool, Meta(description="Run code that comes with the checkpoint.")] = False
 
     @property

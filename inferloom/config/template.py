@@ -44,7 +44,9 @@ _EXAMPLES: dict[str, Any] = {
     "tok_model_id": "Qwen/Qwen3-0.6B",
     "draft": "smaller-model",
     "num_device_layers": ["0:10"],
-    "keep_alive": 600,
+    "keep_alive": "5m",
+    "max_loaded": 3,
+    "group": "large",
     "default_token_limit": 100000,
 }
 

@@ -38,6 +38,9 @@ class DummyScript(msgspec.Struct, frozen=True, kw_only=True):
     fail_load: str | None = None
     kind: str = "generate"
     dimensions: int = 384
+    weights_mb: int = 0  # said, not had
+    kv_mb: int = 0  # said, not had
+    workspace_mb: int = 0  # really allocated
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class DummyHost:
             time.sleep(min(LOAD_TICK, script.load_secs - done))
         if script.fail_load is not None:
             raise LoadFailed(script.fail_load)
+        self._workspace = b"\x01" * (script.workspace_mb << 20)  # written, so that the pages are there
         self.stages["load"] = time.monotonic() - begun
         self.card = ModelCard(
             kind="embed" if script.kind == "embed" else "generate",
@@ -83,6 +87,8 @@ class DummyHost:
             vocab_size=script.vocab_size,
             dimensions=script.dimensions if script.kind == "embed" else 0,
             has_chat_template=script.has_chat_template,
+            weight_bytes=script.weights_mb << 20,
+            kv_bytes=script.kv_mb << 20,
         )
         self._sequences: dict[tuple[int, int], _Sequence] = {}
         self._embeds: list[Embed] = []

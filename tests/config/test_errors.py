@@ -298,3 +298,15 @@ def test_a_draft_model_is_refused(keys: str, other: str, message: str) -> None:
         f"[[model]]\nname = 'b'\nsource = 'y'\naliases = ['c']\n{other}\n"
     )
     assert re.sub(r"^f:\d+: ", "", text) == message
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        ("activation_dtype = 'half'", 'is for activation_dtype = "bfloat16" only, not "float16"'),
+        ("device = 'cuda:0'", 'is for the CPU only, not "cuda:0"'),
+    ],
+)
+def test_int8_keys_and_values_are_for_bfloat16_on_a_cpu(driver: str, reason: str) -> None:
+    text = refusal(f"{MODEL}{driver}\n[model.driver.options]\nkv_dtype = 'int8'\n")
+    assert text == f'f:8: model.0.driver.options.kv_dtype = "int8" {reason}; leave one of them out.'

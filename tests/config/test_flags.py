@@ -117,7 +117,6 @@ def test_a_model_flag_is_taken_apart(written: str, taken_apart: tuple[str, list[
         ([",driver=dummy"], {}, '-m ",driver=dummy": a model without a source needs a name: write `name=x`.'),
         (["a,lazy=maybe"], {}, 'command line: model.0.lazy must be true or false, not the string "maybe".'),
         (["a,driver=vllm"], {}, 'command line: model.0.driver.type = "vllm" cannot be served: vLLM'),
-        (["a,pin=true"], {}, "command line: model.0.pin = true cannot be served: "),
         (["a", "a"], {}, 'command line: model.1.name: "a" is already the name of the model "a"'),
         (["my model"], {}, 'command line: model.0.name: "my model" cannot be an id'),
         (["a"], {"log_level": "loud"}, "command line: server.log_level must be one of"),

@@ -53,24 +53,10 @@ def test_a_key_of_a_later_version_keeps_its_default(
         ("driver", "tensor_parallel_size", "2", "tensor parallelism comes with a later version", "must be 1"),
         (
             "",
-            "keep_alive",
-            "600.0",
-            "unloading idle models by time comes with a later version",
-            "must stay unset",
-        ),
-        (
-            "",
             "num_device_layers",
             '["0:10"]',
             "splitting a model over devices comes with a later version",
             "must stay unset",
-        ),
-        (
-            "",
-            "pin",
-            "true",
-            "models are only unloaded on request until the memory ledger comes, with a later version",
-            "must be false",
         ),
     ],
 )
