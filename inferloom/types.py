@@ -226,7 +226,32 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kv_bytes: int = 0
     kv_pages: int = 0
     page_size: int = 0
+    kv_dtype: str = ""  # of keys and values in their pages
     executor: str = ""  # "native (avx512_vnni_bf16)", or "reference (torch): " and why
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a model takes in memory, known before it is loaded (`formats.footprint`)."""
+
+    weights: int  # as they will be laid out: mapped files, and copies where the arithmetic wants another form
+    kv_page: int  # one page of KV; 0 for a model without. A draft model's page is part of it
+    kv_pages: int  # that the longest batch can use
+    kv_least: int  # below which it cannot serve
+    workspace: int  # at most: activations, logits, tables and what a process has of its own
+    idle: int  # of the workspace, what is there before the first request
+
+    @property
+    def kv_wanted(self) -> int:
+        return self.kv_pages * self.kv_page
+
+    @property
+    def least(self) -> int:
+        """With which it can be loaded at all."""
+        return self.total(self.kv_least)
+
+    def total(self, pages: int) -> int:
+        """With that many KV pages."""
+        return self.weights + self.workspace + pages * self.kv_page
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
