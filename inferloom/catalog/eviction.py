@@ -45,6 +45,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     bytes: int  # all it holds, `shrinkable` included
     idle_secs: float = 0.0  # since its last lease ended; 0 while leased
+    served_secs: float = math.inf  # since it was loaded; admission lets it work off a part of what that cost
     reload_secs: float  # measured, or estimated from its bytes
     rate: float = 0.0  # requests per second lately, see `Demand`
     priority: int = 0
