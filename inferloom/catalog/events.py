@@ -127,6 +127,7 @@ class Events:
         self._limit = limit
         self._subscriptions: list[Subscription] = []
         self._paces: dict[str, _Pace] = {}
+        self._closed = False
 
     def __len__(self) -> int:
         """How many subscribe."""
@@ -135,7 +136,10 @@ class Events:
     def subscribe(self, models: Collection[str] | None = None) -> Subscription:
         """What happens from now on, to some models or (None) to all of them."""
         subscription = Subscription(self, models, self._limit)
-        self._subscriptions.append(subscription)
+        if self._closed:
+            subscription.close()
+        else:
+            self._subscriptions.append(subscription)
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
@@ -148,7 +152,8 @@ class Events:
                 subscription.put(event)
 
     def close(self) -> None:
-        """End every subscription."""
+        """End every subscription, those to come too."""
+        self._closed = True
         for pace in self._paces.values():
             pace.stop()
         self._paces.clear()

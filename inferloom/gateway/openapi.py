@@ -63,6 +63,7 @@ OPERATIONS: list[Operation] = [
         LifecycleAnswer,
     ),
     ("/re_isq", "post", "mistral.rs's path of /v1/models/re_isq", RequantiseRequest, LifecycleAnswer),
+    ("/v1/events", "get", "Watch the models: how each is, then every change", None, None),
     ("/tokenize", "post", "Token ids of a text", TokenizeRequest, TokenizeAnswer),
     ("/detokenize", "post", "Text of token ids", DetokenizeRequest, DetokenizeAnswer),
     ("/health", "get", "Whether the process answers", None, Health),
@@ -70,6 +71,7 @@ OPERATIONS: list[Operation] = [
     ("/metrics", "get", "Counters in Prometheus' format", None, None),
     ("/openapi.json", "get", "This description", None, None),
 ]
+EVENTS = "/v1/events"
 STREAMED = ("/v1/chat/completions", "/v1/completions")
 ERRORS = {
     "400": "the request cannot be served as written; `param` names the field",
@@ -164,6 +166,15 @@ def _operation(
     }
     if request is not None:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
+    if path == EVENTS:
+        found["parameters"] = [
+            {
+                "name": "model",
+                "in": "query",
+                "description": "watch these models only: ids, aliases or `default`",
+                "schema": {"type": "array", "items": {"type": "string"}, "maxItems": 256},
+            }
+        ]
     if "{model_id}" in path:
         found["parameters"] = [
             {
@@ -178,6 +189,8 @@ def _operation(
 
 
 def _answer_content(path: str, answer: type[msgspec.Struct] | None) -> dict[str, Any]:
+    if path == EVENTS:
+        return {"text/event-stream": {"schema": {"type": "string"}}}
     if path == "/metrics":
         return {"text/plain": {"schema": {"type": "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": _ref(answer) if answer else {"type": "object"}}}

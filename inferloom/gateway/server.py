@@ -120,6 +120,7 @@ async def end(service: Service, listener: Listener, listening: asyncio.Task[None
     """Stop listening; drain until all is answered, time is up or a second signal comes; then cut what is left."""
     seconds = service.config.server.drain_timeout_secs
     service.draining = True
+    service.events.close()
     listener.stop_listening()
     log.logger.info("stopping: %d requests in progress have %g s to finish", len(service.exchanges), seconds)
     with contextlib.suppress(TimeoutError):

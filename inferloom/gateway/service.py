@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from inferloom.catalog.events import Events
 from inferloom.config.schema import Config
 from inferloom.errors import InvalidRequest
 from inferloom.gateway.admission import Admission
@@ -34,10 +35,14 @@ class Service:
         self.catalog = catalog
         self.config = config
         self.exchanges = Exchanges(limits)
+        self.watchers = Exchanges(limits)  # streams of events, which no shutdown waits for
         self.admission = Admission(
             config.server.max_concurrent_requests, patience=config.server.queue_timeout_secs
         )
         self.metrics = Metrics(self._model_rows)
+        self.events = Events(lambda id: catalog.status(id).word)
+        catalog.observe(self.events.changed)
+        catalog.observe_progress(self.events.progressed)
         self.draining = False
         self._starting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
 

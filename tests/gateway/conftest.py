@@ -14,10 +14,13 @@ from gateway.stand_in import StandInCatalog, config, two_models
 from openai import AsyncOpenAI
 from starlette.applications import Starlette
 
+from inferloom.catalog.catalog import Catalog
+from inferloom.config.schema import Config, DriverConfig, ModelConfig, ServerConfig
 from inferloom.gateway.app import build_app
 from inferloom.gateway.exchange import Limits
 from inferloom.gateway.listening import Listener
 from inferloom.gateway.service import Service
+from inferloom.worker.pool import LIGHT, WorkerPool
 
 
 @dataclass
@@ -78,3 +81,29 @@ async def serve() -> AsyncIterator[Serve]:
 @pytest.fixture
 async def gateway(serve: Serve) -> Gateway:
     return await serve()
+
+
+@pytest.fixture
+async def workers(serve: Serve) -> AsyncIterator[Serve]:
+    """Start gateways over real workers of lazy dummies: `await workers(a={…options}, limits=…)`."""
+    pool = WorkerPool(preload=LIGHT)
+    await pool.start()
+    catalogs: list[Catalog] = []
+
+    async def start(
+        *, limits: Limits | None = None, server: dict[str, object] | None = None, **models: dict[str, object]
+    ) -> Gateway:
+        declared = Config(
+            server=ServerConfig(**(server or {})),
+            model=[
+                ModelConfig(name=name, lazy=True, driver=DriverConfig(type="dummy", options=options))
+                for name, options in models.items()
+            ],
+        )
+        catalogs.append(Catalog(declared, pool))
+        return await serve(catalogs[-1], limits=limits, **(server or {}))
+
+    yield start
+    for catalog in catalogs:
+        await catalog.close()
+    await pool.stop()

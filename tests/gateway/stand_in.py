@@ -102,6 +102,7 @@ class StandInStatus:
     fraction: float | None = None
     reason: str | None = None
     since: float = 0.0
+    detail: str = ""
     retry_at: float | None = None
     card: ModelCard | None = None
     pid: int | None = None
@@ -181,6 +182,11 @@ class StandInCatalog:
         status.word, status.state = "unloaded", "unloaded"
 
     async def drain(self, timeout: float) -> None: ...
+
+    def observe(self, observer: object) -> None:
+        """Nothing here changes by itself."""
+
+    def observe_progress(self, observer: object) -> None: ...
 
 
 def chat_card(**changes: object) -> ModelCard:

@@ -41,6 +41,7 @@ OPERATIONS = [
     for method, path, _ in HANDLERS
     for mode in GenerationMode
     if method == "POST" or mode is GenerationMode.POSITIVE  # without a body there is nothing to get wrong
+    if path != "/v1/events"  # its answer does not end; test_events.py has its parameters
 ]
 
 
