@@ -3,7 +3,7 @@
     python benchmarks/quality.py [--tokens 50000] [--schemes int8,int4]
 
 The text ships with Python: docstrings of the standard library, and its licence. The weights of `smollm2` (a 4-bit GGUF) are written
-once as a bf16 checkpoint, which is then served as it is and in each scheme, all in windows of 512 tokens. Columns: perplexity; mean KL
+once as a bf16 checkpoint, which is then served as it is, with int8 keys and values, and in each scheme, all in windows of 512 tokens. Columns: perplexity; mean KL
 divergence in nats from bf16's distribution; how often both like the same token best. The last row is the GGUF file on its own
 4-bit weights, beside the same weights in bf16: what 8-bit activations cost by themselves.
 """
@@ -28,7 +28,7 @@ from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layouts import PackedTensor, dequantise
 from inferloom.formats.prepare import locate, prepare
 from inferloom.formats.weights import open_weights
-from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
+from inferloom.models.batch import PAGE_SIZE, Executor, KvDtype, RaggedBatch
 from inferloom.models.loader import load
 
 WINDOW = 512
@@ -45,6 +45,7 @@ def main() -> None:
     starter = locate("smollm2") or prepare("smollm2")
     folder = str(as_bf16(starter))
     executors = {"bf16": executor_of(prepare(folder))}
+    executors["bf16, int8 keys and values"] = executor_of(prepare(folder), kv_dtype="int8")
     for scheme in given.schemes.split(","):
         executors[scheme] = executor_of(prepare(folder, quantization=scheme))
     executors["the GGUF's own"] = executor_of(starter)
@@ -106,8 +107,8 @@ def as_bf16(starter: Checkpoint) -> Path:
     return folder
 
 
-def executor_of(checkpoint: Checkpoint) -> Executor:
-    executor = load(checkpoint, activation_dtype="bfloat16")
+def executor_of(checkpoint: Checkpoint, kv_dtype: KvDtype = "auto") -> Executor:
+    executor = load(checkpoint, activation_dtype="bfloat16", kv_dtype=kv_dtype)
     assert isinstance(executor, Executor)
     executor.allocate_kv(WINDOW // PAGE_SIZE)
     return executor

@@ -129,6 +129,8 @@ void bind_decoder(nb::module_& module) {
       .def_rw("norm_whole_rows", &DecoderSpec::norm_whole_rows)
       .def_rw("parallel_residual", &DecoderSpec::parallel_residual)
       .def_rw("int8_group", &DecoderSpec::int8_group)
+      .def_prop_rw("int8_kv", [](const DecoderSpec& self) { return self.kv_type == KvType::INT8; },
+                   [](DecoderSpec& self, bool int8) { self.kv_type = int8 ? KvType::INT8 : KvType::BF16; })
       .def_prop_rw("layer_norm", [](const DecoderSpec& self) { return self.norm_kind == NormKind::LAYER; },
                    [](DecoderSpec& self, bool layer) { self.norm_kind = layer ? NormKind::LAYER : NormKind::RMS; })
       .def_prop_rw("activation", [](const DecoderSpec& self) { return static_cast<int>(self.activation); },

@@ -100,7 +100,7 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
 }
 
 size_t Decoder::kv_bytes_per_page() const {
-  return weights_.layers.size() * kv_page_bytes(KvType::BF16, spec_.kv_heads, spec_.head_dim);
+  return weights_.layers.size() * kv_page_bytes(spec_.kv_type, spec_.kv_heads, spec_.head_dim);
 }
 
 size_t Decoder::scratch_bytes() const {

@@ -66,7 +66,7 @@ struct HeadJob {
 //   keys   [2 blocks of 16 positions][D / 2][16 positions][2]: two consecutive elements of a key side by side
 //   values [16 pairs of positions][D][2]: two consecutive positions side by side
 // (what a pairwise bfloat16 dot product reads without a shuffle). D is a multiple of 16. Or int8 with a float scale a position and head: see
-// kernels/attention.h.
+// kernels/kv_layout.h.
 enum class KvType : int32_t { BF16 = 0, INT8 = 1 };
 struct KvPool {
   uint8_t* base;        // of the layer

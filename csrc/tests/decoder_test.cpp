@@ -20,6 +20,7 @@ struct Shape {
   const char* name;
   int hidden = 64, inner = 200, heads = 4, kv_heads = 2, dim = 16, rotary = 16, window = 0;
   Layout layout = Layout::BF16;
+  KvType kv_type = KvType::BF16;
   bool out_norms = false, parallel = false, whole_rows = false, learned = false, gated = true, capped = false;
 };
 
@@ -36,6 +37,7 @@ class Model {
     spec.attention_scale = 0.25f;
     spec.norm_whole_rows = shape.whole_rows;
     spec.parallel_residual = shape.parallel;
+    spec.kv_type = shape.kv_type;
     if (shape.capped) {
       spec.attention_soft_cap = 3.0f, spec.logit_soft_cap = 2.0f;
       spec.residual_factor = 0.7f, spec.embedding_factor = 1.5f;
@@ -172,13 +174,16 @@ bool finite(const std::vector<float>& values) {
 void test_same_bits(const Operators& operators) {
   Shape sandwich{"sandwich norms, soft caps, window"}, parallel{"parallel residual"}, whole{"norms over all heads"};
   Shape learned{"learned positions, no gate"}, nibbles{"Q4_32"}, partial{"part of a head turns, odd sizes"};
+  Shape bytes{"int8 pages"}, odd_bytes{"int8 pages, window, soft caps, norms over all heads"};
   sandwich.out_norms = sandwich.capped = true, sandwich.window = 5;
   parallel.parallel = true;
   whole.whole_rows = whole.out_norms = true;
   learned.learned = true, learned.gated = false;
   nibbles.layout = Layout::Q4_32, nibbles.inner = 256;
   partial.rotary = 6, partial.hidden = 72, partial.inner = 100, partial.dim = 48;
-  for (const Shape& shape : {Shape{"plain"}, sandwich, parallel, whole, learned, nibbles, partial}) {
+  bytes.kv_type = odd_bytes.kv_type = KvType::INT8;
+  odd_bytes.whole_rows = odd_bytes.capped = true, odd_bytes.window = 37, odd_bytes.dim = 48;
+  for (const Shape& shape : {Shape{"plain"}, sandwich, parallel, whole, learned, nibbles, partial, bytes, odd_bytes}) {
     const Model model(shape);
     const std::vector<float> expected = Run(operators, model, 1).prompt({70}, false);
     CHECK(finite(expected), "%s: logits are not numbers, or were not written", shape.name);

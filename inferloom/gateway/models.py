@@ -83,6 +83,7 @@ async def show_model(service: Service, call: Call) -> None:
             has_chat_template=card.has_chat_template if card else None,
             weight_bytes=card.weight_bytes if card else None,
             kv_bytes=card.kv_bytes if card else None,
+            kv_dtype=(card.kv_dtype or None) if card else None,
         )
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from inferloom.types import ModelCard
 
 PAGE_SIZE = 32  # tokens of one KV page
+KvDtype = Literal["auto", "int8"]  # of keys and values in their pages; auto: as the arithmetic
 
 
 @dataclass(frozen=True, slots=True)

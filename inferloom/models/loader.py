@@ -13,7 +13,7 @@ from inferloom.formats.weights import open_weights
 from inferloom.kernels.native import library
 from inferloom.kernels.native.operators import NativeKernels
 from inferloom.kernels.reference import ReferenceKernels
-from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
+from inferloom.models.batch import PAGE_SIZE, Embedder, Executor, KvDtype
 from inferloom.models.config_json import architecture_of
 from inferloom.models.decoder import Decoder
 from inferloom.models.decoder_weights import read_decoder
@@ -39,12 +39,13 @@ def load(
     device: str = "cpu",
     max_model_len: int | None = None,
     executor: Literal["auto", "reference"] = "auto",
+    kv_dtype: KvDtype = "auto",
 ) -> Executor | Embedder:
     """Map the weights and build the model. Nothing is copied where `dtype` is the checkpoint's and `activation_dtype`
     equals it.
 
     `dtype`: of the weights: auto (as in the checkpoint), float32, bfloat16, float16. `activation_dtype`: of the
-    arithmetic, and of the KV pages; an encoder computes in the dtype of its weights, because embeddings are compared
+    arithmetic, and of the KV pages, unless `kv_dtype` is int8 (native executor only); an encoder computes in the dtype of its weights, because embeddings are compared
     with those that others made. `max_model_len`: at most the checkpoint's own, which is the default. `executor`: auto is
     the native one where it knows the model; the card says which it is, and why.
     Raises `InvalidFormat`, `Unsupported`, `LoadFailed`, `OutOfMemory`.
@@ -57,6 +58,7 @@ def load(
         config.pop("quantization_config", None)
     architecture = architecture_of(config)
     if architecture in ENCODER_FAMILIES:
+        _refuse_int8_pages(checkpoint, kv_dtype, "it makes embeddings and keeps no keys and values")
         return _load_encoder(checkpoint, config, dtype, place, max_model_len)
     why = f"this engine has no decoder of its own for {architecture}"
     if architecture in DECODER_FAMILIES:
@@ -65,9 +67,12 @@ def load(
         except Unsupported as error:  # an option of a known family: transformers may know it
             why = error.message
         else:
-            return _load_decoder(spec, checkpoint, dtype, activation_dtype, place, max_model_len, executor)
+            return _load_decoder(
+                spec, checkpoint, dtype, activation_dtype, place, max_model_len, executor, kv_dtype
+            )
     if config.get("quantization_config") or checkpoint.quantization != "none":
         raise Unsupported("quantised weights for this model", why)
+    _refuse_int8_pages(checkpoint, kv_dtype, f"only the native step reads int8 pages, and {why}")
     return _load_fallback(architecture, checkpoint, dtype, activation_dtype, place, max_model_len, why=why)
 
 
@@ -91,6 +96,7 @@ def _load_fallback(
         vocab_size=0,
         has_chat_template=_has_chat_template(checkpoint),
         page_size=PAGE_SIZE,
+        kv_dtype=activation_dtype,
     )
     return load_fallback(
         checkpoint,
@@ -111,6 +117,7 @@ def _load_decoder(
     device: torch.device,
     max_model_len: int | None,
     executor: Literal["auto", "reference"],
+    kv_dtype: KvDtype,
 ) -> Executor:
     length = _length(max_model_len, spec.max_positions)
     spec = spec.for_context(length)
@@ -119,6 +126,8 @@ def _load_decoder(
         why_not: str | None = "asked for"
     else:
         why_not = supports(spec, dtype=compute, device=device)
+    if why_not is not None:
+        _refuse_int8_pages(checkpoint, kv_dtype, f"only the native step reads int8 pages: {why_not}")
     # What the step does not know runs operator by operator, with the same matrix products where there are any for it.
     by_operator = (
         why_not is not None
@@ -147,11 +156,17 @@ def _load_decoder(
         has_chat_template=_has_chat_template(checkpoint),
         weight_bytes=reader.weight_bytes,
         page_size=PAGE_SIZE,
+        kv_dtype=activation_dtype if kv_dtype == "auto" else kv_dtype,
         executor=_executor(why_not, by_operator=by_operator),
     )
     if why_not is None:
-        return NativeDecoder(spec, weights, card=card)
+        return NativeDecoder(spec, weights, card=card, kv_dtype=kv_dtype)
     return Decoder(spec, weights, kernels=kernels, card=card, dtype=compute, device=device)
+
+
+def _refuse_int8_pages(checkpoint: Checkpoint, kv_dtype: KvDtype, why: str) -> None:
+    if kv_dtype != "auto":
+        raise Unsupported(f"kv_dtype {kv_dtype!r} for {checkpoint.name}", why)
 
 
 def _executor(why_not: str | None, *, by_operator: bool) -> str:

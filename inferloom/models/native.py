@@ -9,7 +9,7 @@ import torch
 
 from inferloom.errors import OutOfMemory
 from inferloom.kernels.native import library
-from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
+from inferloom.models.batch import PAGE_SIZE, Executor, KvDtype, RaggedBatch
 from inferloom.models.decoder import DecoderWeights
 from inferloom.models.native_weights import ACTIVATIONS, NativeWeights
 from inferloom.models.rope import RopeSpec
@@ -22,8 +22,9 @@ ROPE_POSITIONS = 1024  # the first tables' length; they grow with the contexts
 
 class NativeDecoder(Executor):
     """Computes in bfloat16 or int8 products with float32 sums, by the layout of each weight; the residual stream is
-    float32. KV pages are bfloat16: [layers, pages, bytes of a page]. A row's logits are the same bits whatever else is
-    in the batch, for any number of threads and however its prompt is cut into steps.
+    float32. KV pages are [layers, pages, bytes of a page]: bfloat16, or int8 with a float32 scale for each head of a
+    token's key and value, in half the memory. A row's logits are the same bits whatever else is in the batch, for any
+    number of threads and however its prompt is cut into steps.
 
     The logits that `forward` returns lie in a buffer that the next call writes to.
     """
@@ -35,14 +36,16 @@ class NativeDecoder(Executor):
         *,
         card: ModelCard,
         threads: int | None = None,
+        kv_dtype: KvDtype = "auto",
     ) -> None:
-        """`threads`: None for torch's number. Raises `ConfigError` where INFERLOOM_ISA names what is not there."""
+        """`threads`: None for torch's number. `kv_dtype`: auto is bfloat16. Raises `ConfigError` where INFERLOOM_ISA names what is not there."""
         library.isa()
         self.spec = spec
         self.card = card
         self.vocab_size = spec.vocab_size
         self.device = torch.device("cpu")
         self._weights = NativeWeights(spec, weights)
+        self._weights.spec.int8_kv = kv_dtype == "int8"
         self._decoder = library.load().Decoder(
             self._weights.spec, self._weights.weights, threads or torch.get_num_threads()
         )

@@ -34,6 +34,7 @@ def native_job(
         device=devices,
         dtype=model.dtype,
         activation_dtype=model.driver.activation_dtype,
+        kv_dtype=options.kv_dtype,
         threads=options.threads,
         max_model_len=model.max_model_len,
         max_batch_size=options.max_batch_size,
@@ -45,6 +46,7 @@ def native_job(
         speculative_tokens=options.speculative_tokens if options.speculation == "auto" else 0,
         draft=draft[1] if draft is not None else None,
         draft_dtype=draft[0].dtype if draft is not None else "auto",
+        draft_kv_dtype=native_options(draft[0].driver).kv_dtype if draft is not None else "auto",
         trust_remote_code=model.trust_remote_code,
     )
 

@@ -54,6 +54,7 @@ def load_native(job: WorkerJob, *, report: Report) -> Host:
         activation_dtype=job.activation_dtype,
         device=job.device[0],
         max_model_len=job.max_model_len,
+        kv_dtype=job.kv_dtype,
     )
     draft = load_draft(job, model) if job.draft is not None and isinstance(model, Executor) else None
     stages = {"weights": time.monotonic() - begun}
@@ -75,7 +76,11 @@ def load_draft(job: WorkerJob, model: Executor) -> Executor | None:
     """The model that drafts for `model`, as the job names it. Raises `LoadFailed` where their tokens differ."""
     assert job.draft is not None and job.checkpoint is not None
     draft = load(
-        job.draft, dtype=job.draft_dtype, activation_dtype=job.activation_dtype, device=job.device[0]
+        job.draft,
+        dtype=job.draft_dtype,
+        activation_dtype=job.activation_dtype,
+        device=job.device[0],
+        kv_dtype=job.draft_kv_dtype,
     )
     if not isinstance(draft, Executor):
         raise LoadFailed(f"{job.draft.name} makes embeddings and cannot draft for {job.model}")

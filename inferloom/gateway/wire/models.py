@@ -61,6 +61,7 @@ class ModelDetails(msgspec.Struct, kw_only=True):
     has_chat_template: bool | None = None
     weight_bytes: int | None = None
     kv_bytes: int | None = None
+    kv_dtype: str | None = None  # of keys and values in their pages
 
 
 class LifecycleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -158,6 +158,7 @@ class DecoderSpec:
     norm_whole_rows: bool
     parallel_residual: bool
     int8_group: int
+    int8_kv: bool
     layer_norm: bool
     activation: int
 

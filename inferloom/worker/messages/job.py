@@ -18,6 +18,7 @@ class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
     device: tuple[str, ...] = ("cpu",)
     dtype: str = "auto"  # of the weights: auto, float32, bfloat16, float16
     activation_dtype: str = "bfloat16"
+    kv_dtype: Literal["auto", "int8"] = "auto"  # of keys and values in their pages
     threads: int = 0  # 0: as many as the process may use
     max_model_len: int | None = None
     max_batch_size: int = 512
@@ -29,5 +30,6 @@ class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
     speculative_tokens: int = 8  # of the longest draft; 0: no drafts
     draft: Checkpoint | None = None  # of the model that drafts; None: a sequence's own text does
     draft_dtype: str = "auto"
+    draft_kv_dtype: Literal["auto", "int8"] = "auto"
     trust_remote_code: bool = False
     options: dict[str, Any] = {}  # of the dummy driver
