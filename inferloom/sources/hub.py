@@ -1,28 +1,31 @@
-"""Repositories on the hub, fetched with its own library: its cache, tokens, mirrors and offline switch keep working."""
+"""Repositories on the hub, fetched into the cache of its own library, whose tokens, mirrors and offline switch hold.
+
+The library asks and authorises; the files are carried by `transfer`, which goes on where a broken download ended.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from inferloom.errors import InferloomError, InvalidFormat, SourceError, SourceNotFound
-from inferloom.sources import hub_cache, hub_files
+from inferloom.errors import InferloomError, InvalidFormat, SourceError
+from inferloom.sources import hub_cache, hub_files, transfer, unfinished
+from inferloom.sources.hub_errors import explain
 from inferloom.sources.hub_files import Need
 from inferloom.sources.reference import HubRef
+from inferloom.sources.unfinished import Interrupted, RemoteFile, Traffic
 from inferloom.types import LoadProgress
 
 Progress = Callable[[LoadProgress], None]
 
-_UNREACHABLE = {"ConnectError", "TimeoutException", "ProxyError", "NetworkError", "RemoteProtocolError"}
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_AT_ONCE = 4  # files of one repository; a hub serves one connection slower than a line can carry
 
 
 def fetch(ref: HubRef, progress: Progress, *, need: Need) -> Path:
@@ -49,32 +52,117 @@ def fetch(ref: HubRef, progress: Progress, *, need: Need) -> Path:
     except InferloomError:
         raise
     except Exception as error:
-        raise _explain(ref, error) from error
+        raise explain(ref, error) from error
 
 
 def _fetch(ref: HubRef, progress: Progress, need: Need) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-
-    info = HfApi().model_info(ref.repo, revision=ref.revision, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    commit = info.sha
-    assert commit is not None
-    names = sorted(sizes)
-    wanted = _choose(ref, names, need)
-    if index := next((name for name in wanted if name.endswith(".index.json")), None):
-        path = Path(hf_hub_download(ref.repo, index, revision=commit))
-        wanted += _shards(path, names, ref.repo)
+    files = _files(ref)
+    commit = next(iter(files.values())).commit
+    names = sorted(files)
     folder = hub_cache.repository_folder(ref)
-    missing = [name for name in wanted if not (folder / "snapshots" / commit / name).is_file()]
-    total = sum(sizes[name] for name in missing)
-    _check_room(ref, total)
-    with _watched(folder / "blobs", ref, total, progress):
-        snapshot_download(ref.repo, revision=ref.revision, allow_patterns=[_literal(name) for name in wanted])
+    wanted = names if need == "everything" else _choose(ref, names, need)
+    if index := next((name for name in wanted if name.endswith(".index.json")), None):
+        _download(ref, [files[index]], folder, progress)
+        wanted += _shards(folder / "snapshots" / commit / index, names, ref.repo)
+    wanted = list(dict.fromkeys(wanted))
+    _download(ref, [files[name] for name in wanted], folder, progress)
+    hub_cache.point(ref, commit)
     hub_cache.remember(ref, commit, need, wanted)
     found = hub_cache.present(ref, need)
     if found is None:
         raise SourceError(f"{ref.repo} changed while it was downloaded; try again.")
     return found
+
+
+def _files(ref: HubRef) -> dict[str, RemoteFile]:
+    """The repository's files by name, with what the hub says of each."""
+    from huggingface_hub import HfApi
+
+    def ask() -> dict[str, RemoteFile]:
+        info = HfApi().model_info(ref.repo, revision=ref.revision, files_metadata=True)
+        assert info.sha is not None
+        return {
+            file.rfilename: RemoteFile(
+                repo=ref.repo,
+                commit=info.sha,
+                name=file.rfilename,
+                size=file.lfs.size if file.lfs else file.size,
+                sha256=file.lfs.sha256 if file.lfs else None,
+                git_oid=None if file.lfs else file.blob_id,
+            )
+            for file in info.siblings or []
+        }
+
+    try:
+        files = ask()
+    except Exception as error:
+        if not transfer.is_transport(error):
+            raise
+        files = ask()  # a kept connection that the other side has closed meanwhile looks the same
+    if not files:
+        raise InvalidFormat(f"{ref.repo} is empty.")
+    for name in files:
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise InvalidFormat(f"{ref.repo} has a file {name!r}, which leaves its folder.")
+    return files
+
+
+def _download(ref: HubRef, files: Iterable[RemoteFile], folder: Path, progress: Progress) -> None:
+    """Bring those of `files` that are not there yet; several at once."""
+    missing = [file for file in files if not (folder / "snapshots" / file.commit / file.name).is_file()]
+    if not missing:
+        return
+    total = sum(file.size or 0 for file in missing)
+    _check_room(ref, total - sum(unfinished.arrived(folder / "blobs", file.key) for file in missing))
+    traffic = _Reported(ref, total, progress)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        running = [threads.submit(transfer.download, file, folder, traffic) for file in missing]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            traffic.stop()  # the others end at their next byte, whatever brought us here
+            threads.shutdown(cancel_futures=True)
+    failures = [failure for one in running if not one.cancelled() and (failure := one.exception())]
+    if failures:
+        # those that were told to stop because of another are not the reason
+        raise next((one for one in failures if not isinstance(one, Interrupted)), failures[0])
+
+
+class _Reported(Traffic):
+    """The transfers of one repository as one progress."""
+
+    def __init__(self, ref: HubRef, total: int, progress: Progress) -> None:
+        self._ref = ref
+        self._total = total
+        self._progress = progress
+        self._arrived = 0
+        self._said = 0.0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def arrived(self, count: int) -> None:
+        with self._lock:
+            self._arrived += count
+            now = time.monotonic()
+            if now - self._said < 0.1 and self._arrived < self._total:
+                return
+            self._said = now
+            fraction = min(1.0, self._arrived / self._total) if self._total else None
+            megabytes = f"{self._arrived / 1e6:,.0f} of {self._total / 1e6:,.0f} MB"
+            self._progress(LoadProgress("download", fraction, f"{self._ref.repo}: {megabytes}"))
+
+    def waits(self, why: str) -> None:
+        with self._lock:
+            self._progress(LoadProgress("download", None, f"{self._ref.repo}: {why}"))
+
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
 
 
 def _choose(ref: HubRef, names: list[str], need: Need) -> list[str]:
@@ -116,11 +204,6 @@ def _shards(index: Path, names: list[str], repo: str) -> list[str]:
     return shards
 
 
-def _literal(name: str) -> str:
-    """`name` as a pattern that matches it alone."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
 def _check_room(ref: HubRef, total: int) -> None:
     place = hub_cache.hub_folder()
     while not place.exists():
@@ -131,98 +214,3 @@ def _check_room(ref: HubRef, total: int) -> None:
             f"the disk is full: {ref.repo} needs {total / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free under "
             f"{hub_cache.hub_folder()}; make room or set HF_HOME to a larger disk."
         )
-
-
-@contextmanager
-def _watched(blobs: Path, ref: HubRef, total: int, progress: Progress) -> Iterator[None]:
-    """Report how much of `total` bytes has arrived in `blobs` while the library is downloading there."""
-    before = _bytes_in(blobs)
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.2):
-            arrived = min(total, max(0, _bytes_in(blobs) - before))
-            detail = f"{ref.repo}: {arrived / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-            progress(LoadProgress("download", arrived / total if total else None, detail))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _bytes_in(blobs: Path) -> int:
-    total = 0
-    try:
-        for entry in os.scandir(blobs):
-            total += entry.stat().st_blocks * 512  # an unfinished blob may be a file with holes
-    except OSError:
-        pass
-    return total
-
-
-# --- what went wrong ------------------------------------------------------------------------------------------------
-
-
-def _explain(ref: HubRef, error: BaseException) -> InferloomError:
-    from huggingface_hub import errors
-
-    causes = list(_causes(error))
-    if any(isinstance(cause, OSError) and cause.errno in _NO_ROOM for cause in causes):
-        return SourceError(
-            f"the disk is full: {ref.repo} does not fit under {hub_cache.hub_folder()}; "
-            "make room or set HF_HOME to a larger disk."
-        )
-    for cause in causes:
-        if isinstance(cause, errors.GatedRepoError):
-            return SourceError(
-                f"{ref.repo} is gated: accept its licence at {_endpoint()}/{ref.repo}, make a token there, "
-                "and set HF_TOKEN to it."
-            )
-        if isinstance(cause, errors.RepositoryNotFoundError):
-            return SourceNotFound(
-                f"the hub has no repository {ref.repo!r} that you may see; check the name, "
-                "and set HF_TOKEN if it is a private one."
-            )
-        if isinstance(cause, errors.RevisionNotFoundError):
-            return SourceNotFound(
-                f"{ref.repo} has no revision {ref.revision!r}; name a branch, a tag or a commit."
-            )
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            return SourceError(f"HF_HUB_OFFLINE is set, and {ref.repo} is not complete in the hub's cache.")
-        status = _status(cause)
-        if status == 401:
-            return SourceError(
-                f"the hub refused the token in HF_TOKEN for {ref.repo}; make a new one and set it."
-            )
-        if status == 403:
-            return SourceError(
-                f"the hub does not let the token in HF_TOKEN read {ref.repo}; ask its owner for access."
-            )
-        if status is not None:
-            return SourceError(f"the hub answered {status} for {ref.repo}; try again later.")
-    if any(_UNREACHABLE & {kind.__name__ for kind in type(cause).__mro__} for cause in causes):
-        return SourceError(
-            f"no network: the hub at {_endpoint()} could not be reached for {ref.repo}; check the connection, the proxy "
-            "settings or HF_ENDPOINT, or set HF_HUB_OFFLINE=1 if the files are here already."
-        )
-    return SourceError(f"{ref.repo} could not be downloaded: {str(error).strip() or type(error).__name__}")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _status(error: Any) -> int | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")

@@ -64,6 +64,17 @@ def present(ref: HubRef, need: Need) -> Path | None:
     return folder if ref.file is None else folder / ref.file
 
 
+def point(ref: HubRef, commit: str) -> None:
+    """Note that the revision stands for `commit`, once everything of it is here."""
+    if _COMMIT.fullmatch(ref.revision):
+        return
+    path = repository_folder(ref) / "refs" / ref.revision
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(commit)
+    fresh.replace(path)
+
+
 def remember(ref: HubRef, commit: str, need: Need, names: list[str]) -> None:
     """Note which files make the checkpoint, so that a snapshot others cut short is told from a whole one."""
     note = _note(ref, commit, need)

@@ -8,8 +8,8 @@ from typing import Literal
 
 from inferloom.errors import InvalidFormat, SourceError, SourceNotFound
 
-# What is needed of a repository: all of it, all but the tokenizer, or the tokenizer alone.
-Need = Literal["checkpoint", "weights", "tokenizer"]
+# What is needed of a repository: a model with its tokenizer, without it, the tokenizer alone, or every file there is.
+Need = Literal["checkpoint", "weights", "tokenizer", "everything"]
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PYTORCH, PYTORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -25,6 +25,7 @@ class Repository:
     gated: bool = False
     private: bool = False
     broken: int | None = None  # this status is the answer to everything
+    metadata: bool = True  # whether sizes and hashes are told
 
     def commit(self, revision: str) -> str | None:
         for name, files in self.revisions.items():
@@ -43,13 +44,29 @@ class Repository:
 
 
 @dataclass
+class Fault:
+    """What becomes of one request for a file's content."""
+
+    after: int | None = None  # the connection breaks when so many bytes of the answer were sent
+    stalls: threading.Event | None = None  # it stays silent there instead, until this is set
+    status: int | None = None  # this is the answer, without a content
+    short: bool = False  # the answer ends in good order after `after` bytes, and says that was all
+    changed: bool = False  # one byte of the content is another
+    whole: bool = False  # Range is not known: everything is sent
+
+
+@dataclass
 class Hub:
-    """The running server. `downloads` are the paths whose contents were asked for, in order."""
+    """The running server. `downloads` are the paths whose contents were asked for, in order, `offsets` where from;
+    `faults` are used up by the requests for a path, one each."""
 
     repositories: dict[str, Repository]
     token: str = "hf_right"
     url: str = ""
     downloads: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    stalled: threading.Event = field(default_factory=threading.Event)
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """The environment of a process that uses this hub with its caches under `home`."""
@@ -61,7 +78,7 @@ class Hub:
             "HF_HOME": str(home / "hf"),
             "INFERLOOM_CACHE": str(home / "cache"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
         return {**kept, **ours, **more}
 
@@ -101,6 +118,18 @@ def running(repositories: dict[str, Repository]) -> Iterator[Hub]:
         thread.join()
 
 
+LARGE = (".safetensors", ".gguf", ".bin")  # kept outside of git, and handed out by another address
+
+
+def oid(data: bytes) -> str:
+    """The id of git's object with that content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -123,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(repo)
         if repository is not None and repository.broken:
             return self._send(repository.broken, b"broken", body=body)
-        allowed = self.headers.get("authorization") == f"Bearer {self.hub.token}"
+        signed = urlsplit(self.path).query == "signed"  # the address of large files, which needs no token
+        allowed = signed or self.headers.get("authorization") == f"Bearer {self.hub.token}"
         if repository is None or (repository.private and not allowed):
             return self._refuse(404, "RepoNotFound", body=body)
         revision = rest[1] if len(rest) > 1 else "main"
@@ -138,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self._send(200, json.dumps(listing).encode(), body=body)
         if rest[:1] != ["resolve"]:
-            siblings = [{"rfilename": path, "size": len(data)} for path, data in sorted(files.items())]
+            siblings = [self._sibling(path, data, repository) for path, data in sorted(files.items())]
             info = {
                 "id": repo,
                 "modelId": repo,
@@ -153,10 +183,60 @@ class _Handler(BaseHTTPRequestHandler):
         path = "/".join(rest[2:])
         if path not in files:
             return self._refuse(404, "EntryNotFound", body=body)
-        if body:
-            self.hub.downloads.append(path)
-        etag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
-        return self._send(200, files[path], {"ETag": etag, "X-Repo-Commit": str(commit)}, body=body)
+        data = files[path]
+        headers = {"X-Repo-Commit": str(commit)}
+        if not path.endswith(LARGE):
+            return self._content(path, data, {**headers, "ETag": f'"{oid(data)}"'}, body=body)
+        if signed:
+            return self._content(path, data, {"ETag": '"of-the-cdn"'}, body=body)
+        headers |= {
+            "X-Linked-ETag": f'"{sha256(data)}"',
+            "X-Linked-Size": str(len(data)),
+            "Location": f"{self.hub.url.replace('127.0.0.1', 'localhost')}{self.path}?signed",
+        }
+        self._send(302, b"", headers, body=body)
+        return None
+
+    def _sibling(self, path: str, data: bytes, repository: Repository) -> dict[str, Any]:
+        if not repository.metadata:
+            return {"rfilename": path}
+        sibling = {"rfilename": path, "size": len(data), "blobId": oid(data)}
+        if path.endswith(LARGE):
+            sibling["blobId"] = oid(b"a pointer")
+            sibling["lfs"] = {"size": len(data), "sha256": sha256(data), "pointerSize": 134}
+        return sibling
+
+    def _content(self, path: str, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+        if not body:
+            return self._send(200, data, headers, body=False)
+        faults = self.hub.faults.get(path)
+        fault = faults.pop(0) if faults else Fault()
+        asked = self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and not fault.whole else 0
+        self.hub.downloads.append(path)
+        self.hub.offsets.append(start)
+        if fault.status is not None:
+            return self._send(fault.status, b"busy", {"Retry-After": "0"}, body=True)
+        if start and start >= len(data):
+            return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"}, body=True)
+        rest = data[start:]
+        if fault.changed:
+            rest = bytes([rest[0] ^ 1]) + rest[1:]
+        if fault.short:
+            rest = rest[: fault.after]
+        status = 200
+        if start:
+            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        if fault.after is None or fault.short:
+            return self._send(status, rest, headers, body=True)
+        self.close_connection = True
+        self._send(status, rest, headers, body=False)
+        self.wfile.write(rest[: fault.after])
+        self.wfile.flush()
+        if fault.stalls is not None:
+            self.hub.stalled.set()
+            fault.stalls.wait(60)
+        return None
 
     def _refuse(self, status: int, code: str, *, body: bool) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body=body)
