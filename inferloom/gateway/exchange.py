@@ -13,6 +13,7 @@ import msgspec
 
 from inferloom.errors import Cancelled, InferloomError, RequestTimeout
 from inferloom.gateway.call import Call
+from inferloom.gateway.log import one_line
 from inferloom.runners.base import RunHandle
 from inferloom.types import TokenChunk
 
@@ -37,6 +38,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     sweep: float = 0.25
     comment_after: float = 10.0  # silence after which an SSE comment is sent
+    loading_after: float = (
+        1.0  # a stream that waits so long for its model begins, and tells how far the load is
+    )
+    loading_every: float = 1.0  # at most
     stalled_after: float = 60.0  # a client that reads nothing for so long is left
     buffered_chunks: int = 8192  # unread chunks behind a client that does not read
 
@@ -61,6 +66,8 @@ class Exchange:
         "sending_since",
         "streaming",
         "task",
+        "wait",
+        "waits_since",
     )
 
     def __init__(self, call: Call, *, streaming: bool, headers: list[tuple[bytes, bytes]]) -> None:
@@ -75,6 +82,8 @@ class Exchange:
         self.last_sent = asyncio.get_running_loop().time()
         self.sending_since = 0.0
         self.comment: asyncio.Task[None] | None = None
+        self.wait: Callable[[], str] | None = None  # tells how far the load is that this one waits for
+        self.waits_since = 0.0
         on_leave = call.scope.get("extensions", {}).get(ON_LEAVE)
         self._unwatch: Callable[[], object] = (
             on_leave(self._left) if on_leave is not None else asyncio.create_task(self._watch()).cancel
@@ -111,11 +120,21 @@ class Exchange:
     def settle(self) -> None:
         """Nothing more is waited for: neither the client's leaving nor the run. Before the last bytes are sent."""
         self._unwatch()
+        self.streaming = False  # no comment any more
+        self.wait = None
         if self.comment is not None and not self.call.started:
             self.comment.cancel()  # it has not begun, and what follows is no stream
             self.comment = None
         if self.handle is not None and not self.handle.finished:
             self.handle.cancel()
+
+    def waits_for(self, progress: Callable[[], str]) -> None:
+        """From now on, until `waits_no_more`, it waits for its model: `progress` says what a comment tells of that."""
+        self.wait = progress
+        self.waits_since = asyncio.get_running_loop().time()
+
+    def waits_no_more(self) -> None:
+        self.wait = None
 
     # streaming
     async def start_stream(self) -> None:
@@ -145,10 +164,10 @@ class Exchange:
     async def write(self, frames: bytes) -> None:
         """Send frames, noting how long the client lets us wait."""
         loop = asyncio.get_running_loop()
+        self.sending_since = loop.time()
         if self.comment is not None:
             await self.comment
             self.comment = None
-        self.sending_since = loop.time()
         await self.call.send({"type": "http.response.body", "body": frames, "more_body": True})
         self.last_sent = loop.time()
         self.sending_since = 0.0
@@ -156,10 +175,10 @@ class Exchange:
     async def finish(self, frames: bytes) -> None:
         """The last frames."""
         self.settle()
+        self.sending_since = asyncio.get_running_loop().time()
         if self.comment is not None:
             await self.comment
             self.comment = None
-        self.sending_since = asyncio.get_running_loop().time()
         await self.call.send({"type": "http.response.body", "body": frames})
         self.sending_since = 0.0
 
@@ -173,10 +192,15 @@ class Exchange:
             while (await self.call.receive())["type"] != "http.disconnect":
                 pass
 
-    async def _comment(self) -> None:
+    async def _comment(self, text: str) -> None:
         if not self.call.started:
             await self.start_stream()
-        await self.call.send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+        body = f": {one_line(text)}\n\n".encode(errors="replace")
+        await self.call.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _say(self, text: str, now: float) -> None:
+        self.last_sent = now
+        self.comment = asyncio.get_running_loop().create_task(self._comment(text))
 
     def sweep(self, now: float, limits: Limits) -> None:
         """Look after time limits and silence. Called a few times a second."""
@@ -188,9 +212,21 @@ class Exchange:
             self.abort(RequestTimeout("The answer took longer than request_timeout_secs allows."))
         elif self.first_token_deadline and now > self.first_token_deadline:
             self.abort(RequestTimeout("No first token came within first_token_timeout_secs."))
-        elif self.streaming and now - self.last_sent > limits.comment_after and self.error is None:
-            self.last_sent = now
-            self.comment = asyncio.get_running_loop().create_task(self._comment())
+        elif self.streaming and self.error is None:
+            self._break_silence(now, limits)
+
+    def _break_silence(self, now: float, limits: Limits) -> None:
+        """How far a load is that takes long, or a sign of life. A load that fails within `loading_after` has its own
+        HTTP status, since the response has not begun."""
+        silence = now - self.last_sent
+        if self.comment is not None and not self.comment.done():
+            if silence > limits.stalled_after:
+                self.abort(ClientLeft("The client does not read its stream."))
+        elif self.wait is not None and now - self.waits_since >= limits.loading_after:
+            if silence >= limits.loading_every or not self.call.started:
+                self._say(self.wait(), now)
+        elif silence > limits.comment_after:
+            self._say("keep-alive", now)
 
 
 class Exchanges:

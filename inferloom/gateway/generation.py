@@ -67,7 +67,9 @@ class Generation:
         await service.admission.enter()
         try:
             service.refuse_other_kind(self._entry, "generate")
+            exchange.waits_for(lambda: service.load_progress(self._entry))
             async with service.lease(self._entry) as runner:
+                exchange.waits_no_more()
                 service.refuse_other_kind(self._entry, "generate", runner=runner)
                 handle = await self._start(runner)
                 try:
@@ -127,7 +129,8 @@ class Generation:
 
     async def _stream(self, handle: RunHandle) -> None:
         exchange, form = self._exchange, self._form
-        chunks = await handle.take()  # an error before the first token keeps its status
+        # an error before the first token keeps its status, unless a long load has begun the stream
+        chunks = await handle.take()
         self._note_first_token()
         if not exchange.call.started:
             await exchange.start_stream()

@@ -58,6 +58,14 @@ class Service:
         patience = self.config.server.load_timeout_secs
         return self.catalog.lease(entry.id, deadline=time.monotonic() + patience if patience > 0 else None)
 
+    def load_progress(self, entry: Entry) -> str:
+        """How far the load is that a request waits for, in a few words."""
+        status = self.catalog.status(entry.id)
+        if status.stage is None:
+            return f"waiting for {entry.id}: {status.state}"
+        share = "" if status.fraction is None else f" {status.fraction:.0%}".replace("%", " %")
+        return f"loading {entry.id}: {status.stage}{share}"
+
     def refuse_other_kind(
         self, entry: Entry, wanted: ModelKind, *, runner: ModelRunner | None = None
     ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -87,7 +88,7 @@ async def test_the_progress_of_a_load_is_told_at_most_five_times_a_second(worker
     reports = [one.data for one in seen if one.event == "load_progress"]
     times = [one["time"] for one in reports]
     assert len(reports) >= 2
-    assert all(later - sooner > 0.19 for sooner, later in zip(times, times[1:], strict=False))
+    assert all(later - sooner > 0.19 for sooner, later in pairwise(times))
     fractions = [one["fraction"] for one in reports if one["stage"] == "load"]
     assert fractions == sorted(fractions)
     assert all(0 <= fraction <= 1 for fraction in fractions)
