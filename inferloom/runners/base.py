@@ -15,6 +15,7 @@ from inferloom.types import (
     EmbedBatch,
     EmbedResult,
     ExecuteBatch,
+    Footprint,
     LoadProgress,
     LoadReport,
     ModelCard,
@@ -185,6 +186,8 @@ class RunHandle:
 class ModelRunner(ABC):
     """Executes requests for one model: a worker process, a remote provider, a router over other runners."""
 
+    fingerprint: str | None = None  # tells the files that `footprint` found from others; None: there are none
+
     @abstractmethod
     async def execute(self, batch: ExecuteBatch) -> RunHandle:
         """Start one request and return at once. Raises `InvalidRequest` for what can be refused before it starts."""
@@ -205,6 +208,17 @@ class ModelRunner(ABC):
     ) -> LoadReport | None:
         """Make the weights resident. Remote runners have none: the default does nothing."""
         return None
+
+    async def footprint(
+        self, source: WeightSource, progress: ProgressSink | None = None, *, fetch: bool = True
+    ) -> Footprint | None:
+        """What loading will take of the device, from files alone. What it needs is fetched and prepared first, unless
+        `fetch` is off: then None where that would be needed. None too: nothing on this machine is taken."""
+        return None
+
+    def grant(self, kv_bytes: int) -> None:
+        """How much the pages of keys and values may take, told before `load_weights`."""
+        return
 
     async def embed(self, batch: EmbedBatch) -> EmbedResult:
         raise Unsupported(

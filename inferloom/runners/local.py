@@ -31,8 +31,8 @@ from inferloom.runners.base import (
     WeightSource,
 )
 from inferloom.runners.codecs import codec_of
+from inferloom.runners.footprints import Files, files_of, footprint_and_fingerprint
 from inferloom.runners.jobs import dummy_job, native_job
-from inferloom.runners.preparation import checkpoint_of, draft_of
 from inferloom.runners.request import generate, text_length, with_system_prompt
 from inferloom.runners.run import Run
 from inferloom.runners.sampling import fresh_seed
@@ -42,6 +42,7 @@ from inferloom.types import (
     EmbedBatch,
     EmbedResult,
     ExecuteBatch,
+    Footprint,
     LoadProgress,
     LoadReport,
     ModelCard,
@@ -99,6 +100,7 @@ class LocalRunner(ModelRunner):
         self._source = WeightSource(
             source=model.weights or "", tokenizer=model.tok_model_id, quantization=model.quantization
         )
+        self._files: Files | None = None  # what `footprint` found, until `load_weights` takes it
         self._process: WorkerProcess | None = None
         self._codec: TextCodec | None = None
         self._card: ModelCard | None = None
@@ -136,6 +138,22 @@ class LocalRunner(ModelRunner):
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
+    async def footprint(
+        self, source: WeightSource, progress: ProgressSink | None = None, *, fetch: bool = True
+    ) -> Footprint | None:
+        self._files = files = await files_of(source, self._draft, progress, fetch=fetch)
+        if files is None:
+            return None
+        footprint, self.fingerprint = await footprint_and_fingerprint(
+            msgspec.structs.replace(self._model, quantization=source.quantization),
+            files,
+            most_kv=self._kv_budget,
+        )
+        return footprint
+
+    def grant(self, kv_bytes: int) -> None:
+        self._kv_budget = kv_bytes
+
     async def load_weights(
         self, ctx: DeviceContext | None, source: WeightSource, progress: ProgressSink | None = None
     ) -> LoadReport:
@@ -145,12 +163,13 @@ class LocalRunner(ModelRunner):
         """
         self._source = source
         begun = time.monotonic()
-        checkpoint = await self._locate(source, progress)
-        draft = await draft_of(self._draft, progress=progress)
+        files = self._files or await files_of(source, self._draft, progress)
+        assert files is not None
+        self._files = None
         prepared = time.monotonic()
         try:
             async with asyncio.timeout(self._load_timeout):
-                ready, codec = await self._start(checkpoint, draft, ctx, progress)
+                ready, codec = await self._start(files, ctx, progress)
         except TimeoutError:
             await self._end_process()
             raise LoadFailed(f"{self._model.name} was not loaded within {self._load_timeout:g} s") from None
@@ -181,22 +200,14 @@ class LocalRunner(ModelRunner):
         await self._end_process()
         self._card = self._codec = None
 
-    async def _locate(self, source: WeightSource, progress: ProgressSink | None) -> Checkpoint | None:
-        if not source.source:
-            return None
-        if progress is not None:
-            progress(LoadProgress("locate"))
-        return await checkpoint_of(source, progress=progress)
-
     async def _start(
         self,
-        checkpoint: Checkpoint | None,
-        draft: tuple[ModelConfig, Checkpoint] | None,
+        files: Files,
         ctx: DeviceContext | None,
         progress: ProgressSink | None,
     ) -> tuple[Ready, TextCodec]:
         loop = asyncio.get_running_loop()
-        codec_task = asyncio.create_task(self._load_codec(checkpoint))
+        codec_task = asyncio.create_task(self._load_codec(files.checkpoint))
         self._ready = ready = loop.create_future()
         self._progress, self._reason = progress, None
         try:
@@ -206,7 +217,11 @@ class LocalRunner(ModelRunner):
             else:
                 devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)
                 job = native_job(
-                    self._model, checkpoint, devices=devices, kv_budget_bytes=self._kv_budget, draft=draft
+                    self._model,
+                    files.checkpoint,
+                    devices=devices,
+                    kv_budget_bytes=self._kv_budget,
+                    draft=files.draft,
                 )
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)

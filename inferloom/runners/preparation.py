@@ -46,20 +46,29 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 async def checkpoint_of(source: WeightSource, *, progress: ProgressSink | None = None) -> Checkpoint:
     """What is on this machine already, else what `prepare` makes. Raises its errors."""
-    found = await asyncio.to_thread(
-        locate, source.source, tokenizer=source.tokenizer, quantization=source.quantization
-    )
+    found = await located(source)
     return found if found is not None else await prepare(source, progress=progress)
 
 
+async def located(source: WeightSource) -> Checkpoint | None:
+    """What is on this machine already; None where something must be made first. Raises `locate`'s errors."""
+    return await asyncio.to_thread(
+        locate, source.source, tokenizer=source.tokenizer, quantization=source.quantization
+    )
+
+
 async def draft_of(
-    draft: ModelConfig | None, *, progress: ProgressSink | None
+    draft: ModelConfig | None, *, progress: ProgressSink | None, fetch: bool = True
 ) -> tuple[ModelConfig, Checkpoint] | None:
-    """The model that drafts for another one, with its checkpoint; None where there is none."""
+    """The model that drafts for another one, with its checkpoint; None where there is none, and, without `fetch`, where
+    it is not ready on this machine."""
     if draft is None or draft.weights is None:
         return None
     source = WeightSource(source=draft.weights, quantization=draft.quantization)
-    return draft, await checkpoint_of(source, progress=progress)
+    if fetch:
+        return draft, await checkpoint_of(source, progress=progress)
+    found = await located(source)
+    return None if found is None else (draft, found)
 
 
 async def prepare(source: WeightSource, *, progress: ProgressSink | None) -> Checkpoint:
