@@ -1,6 +1,6 @@
 """What quantisation costs in quality, on the chat starter: perplexity, divergence and agreement beside bf16.
 
-    python benchmarks/quality.py [--tokens 50000] [--schemes int8,int4]
+    python benchmarks/quality.py [--tokens 50000] [--schemes int8,int4,int4-all]
 
 The text ships with Python: docstrings of the standard library, and its licence. The weights of `smollm2` (a 4-bit GGUF) are written
 once as a bf16 checkpoint, which is then served as it is, with int8 keys and values, and in each scheme, all in windows of 512 tokens. Columns: perplexity; mean KL
@@ -39,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=50_000)
-    parser.add_argument("--schemes", default="int8,int4")
+    parser.add_argument("--schemes", default="int8,int4,int4-all")
     given = parser.parse_args()
     torch.set_num_threads(2)
     starter = locate("smollm2") or prepare("smollm2")

@@ -154,7 +154,7 @@ class Catalog:
         return entry.status()
 
     async def requantise(self, name: str | None, scheme: str) -> ModelStatus:
-        """Serve a model's weights in another quantisation (`none`, `int8`, `int4`); the name means what it meant.
+        """Serve a model's weights in another quantisation (`none`, `int8`, `int4`, `int4-all`); the name means what it meant.
 
         Raises `InvalidRequest` for a model without weights of its own, and what packing or loading raises.
         """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from inferloom.cli.fetch import fetch
@@ -26,7 +28,7 @@ Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", metavar="SOURCE", help="Take the tokenizer from another source.")
 ]
 Quantization = Annotated[
-    str, typer.Option("--quantization", help="Pack the weights for serving as int8 or int4, too.")
+    str, typer.Option("--quantization", help="Pack the weights for serving as int8, int4 or int4-all, too.")
 ]
 List = Annotated[
     bool, typer.Option("--list", help="Show the short names with their source, size and licence.")
@@ -50,6 +52,21 @@ def pull(
 
 def pull_one(name: str, tokenizer: str | None, quantization: str) -> None:
     """Make one source ready and say where it lies. Raises `InvalidRequest` for what is no source at all."""
+    pulled = make_ready(name, tokenizer, quantization)
+    print(f"{pulled.name} is ready: {size_text(pulled.bytes)} of weights in {pulled.folder}")
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """A model that can be served: `bytes` are those of its weights."""
+
+    name: str
+    folder: str
+    bytes: int
+    weights: tuple[str, ...]
+
+
+def make_ready(name: str, tokenizer: str | None, quantization: str) -> Pulled:
+    """Fetch, check and convert one source. What a Ctrl-C leaves of a download is kept, and said."""
     try:
         reference = parse(name)
     except SourceError as error:
@@ -58,19 +75,23 @@ def pull_one(name: str, tokenizer: str | None, quantization: str) -> None:
     model = ModelConfig(
         name=reference.name, driver=driver, source=name, tok_model_id=tokenizer, quantization=quantization
     )
-    fetch([model])
+    try:
+        fetch([model])
+    except KeyboardInterrupt:
+        print("interrupted: what arrived of a hub repository is kept; run it again to go on", file=sys.stderr)
+        raise
     checkpoint = locate(name, tokenizer=tokenizer, quantization=quantization)
     if checkpoint is None:
         raise SourceError(f"{name} was fetched, and is gone again; does something clean the cache?")
     size = sum(Path(file).stat().st_size for file in checkpoint.weights)
-    print(f"{reference.name} is ready: {_size(size)} of weights in {checkpoint.folder}")
+    return Pulled(reference.name, checkpoint.folder, size, checkpoint.weights)
 
 
 def short_names() -> str:
     """The table of short names as text."""
     rows = [("NAME", "SIZE", "LICENCE", "SOURCE", "")]
     rows += [
-        (row.name, _size(row.size_bytes), row.licence, row.source, _remark(row))
+        (row.name, size_text(row.size_bytes), row.licence, row.source, _remark(row))
         for row in SHORT_NAMES.values()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -88,5 +109,5 @@ def _remark(row: ShortName) -> str:
     return ", ".join(remarks)
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -57,7 +57,7 @@ def serve(
         str | None, typer.Option(help="Type of the weights: auto, float32, bfloat16, float16.")
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="int8, int4; awq or gptq for a checkpoint that is.")
+        str | None, typer.Option(help="int8, int4, int4-all; awq or gptq for a checkpoint that is.")
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Not in this version.")] = None,
     adapter_type: Annotated[str | None, typer.Option(help="Not in this version.")] = None,

@@ -8,9 +8,10 @@ from inferloom.config.problems import did_you_mean
 from inferloom.errors import ConfigError
 
 # What `quantization` may say. `none`: the weights as the checkpoint has them, which may be quantised already (GGUF, AWQ,
-# GPTQ). `awq` and `gptq` say what the checkpoint must be.
-SCHEMES = ("none", "int8", "int4", "awq", "gptq")
-IN_SITU = ("none", "int8", "int4")  # what float weights can be made into
+# GPTQ). `int4-all`: embedding and output matrix too, which `int4` leaves at 8 bits. `awq` and `gptq` say what the checkpoint
+# must be.
+SCHEMES = ("none", "int8", "int4", "int4-all", "awq", "gptq")
+IN_SITU = ("none", "int8", "int4", "int4-all")  # what float weights can be made into
 
 # mistral.rs's types, lower case, -> ours: the narrower of our two layouts that is at least as wide.
 _ISQ = {

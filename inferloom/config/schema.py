@@ -222,7 +222,7 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     quantization: Annotated[
         Text,
         Meta(
-            description="none (the weights as the checkpoint has them), int8, int4; awq or gptq where the checkpoint must be that. "
+            description="none (the weights as the checkpoint has them), int8, int4, int4-all (embedding and output matrix too); awq or gptq where the checkpoint must be that. "
             "mistral.rs's names (Q4K, Q8_0, 4 …) mean the nearest of these."
         ),
     ] = "none"

@@ -18,5 +18,5 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     weights: tuple[str, ...]
     format: Literal["safetensors", "gguf", "pytorch"]  # of the original
     tokenizer_folder: str | None = None  # where the tokenizer comes from elsewhere (`tok_model_id`)
-    # How the weights were packed: int8 or int4 by us, awq or gptq by who made the checkpoint, and both as `awq+int8`.
+    # How the weights were packed: int8, int4 or int4-all by us, awq or gptq by who made the checkpoint, and both as `awq+int8`.
     quantization: str = "none"

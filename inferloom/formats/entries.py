@@ -41,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True):
     sha256: str  # of what it was made from
     source: str  # the name of that, for people
     weight_bytes: int
-    scheme: str = ""  # "int8" or "int4" for what was quantised here
+    scheme: str = ""  # "int8", "int4", "int4-all" for what was quantised here
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@ tokenizer; only the weights are replaced.
 
 What is packed: float checkpoints where `quantization` asks for int8 or int4, and checkpoints that AWQ or GPTQ quantised,
 which no kernel reads as they are. A GGUF file keeps its own quantisation: int8 then packs only its float matrices, int4
-also those of more than four bits.
+also those of more than four bits (int4-all: embedding and output matrix among them).
 """
 
 from __future__ import annotations

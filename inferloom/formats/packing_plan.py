@@ -13,25 +13,29 @@ from inferloom.formats.layout import GROUP, Layout
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 
-# Their errors spread over the whole vocabulary: eight bits also where the rest has four.
+# Their errors spread over the whole vocabulary: eight bits also where the rest has four, unless all is asked for.
 _WIDE = re.compile(r"(.*\.)?(embed_tokens|wte|embed_in|word_embeddings|lm_head|embed_out)\.weight")
 # Few values with much influence (routers), rows that are added as they are (positions), and GPT-2's matrices, which lie
 # the other way round.
 _KEPT = re.compile(
     r"(.*\.)?(gate|router|shared_expert_gate|wpe|embed_positions|position_embeddings|c_attn|c_proj|c_fc)\.weight"
 )
+_BITS = {"none": 0, "int8": 8, "int4": 4, "int4-all": 4}
 _GENERATORS = ("ForCausalLM", "LMHeadModel")
 
 
 class Scheme(msgspec.Struct, frozen=True):
-    """`bits` that floats are packed into (0: they stay), `method` of a checkpoint that comes quantised ("" for none)."""
+    """`bits` that floats are packed into (0: they stay), `method` of a checkpoint that comes quantised ("" for none),
+    `everything`: also embedding and output matrix."""
 
     bits: int = 0
     method: str = ""
+    everything: bool = False
 
     @property
     def name(self) -> str:
-        return "+".join(part for part in (self.method, f"int{self.bits}" if self.bits else "") if part)
+        bits = f"int{self.bits}{'-all' if self.everything else ''}" if self.bits else ""
+        return "+".join(part for part in (self.method, bits) if part)
 
 
 def scheme_of(quantization: str, config: Mapping[str, Any], *, method: str) -> Scheme:
@@ -44,15 +48,15 @@ def scheme_of(quantization: str, config: Mapping[str, Any], *, method: str) -> S
             is_ = f"quantised with {method}" if method else "not quantised by its config.json"
             raise Unsupported(f"quantization {quantization!r}", f"this checkpoint is {is_}")
         return Scheme(method=method)
-    if quantization not in ("none", "int8", "int4"):
-        raise Unsupported(f"quantization {quantization!r}", "there are none, int8, int4, awq and gptq")
-    bits = {"none": 0, "int8": 8, "int4": 4}[quantization]
+    if quantization not in _BITS:
+        raise Unsupported(f"quantization {quantization!r}", f"there are {', '.join(_BITS)}, awq and gptq")
+    bits = _BITS[quantization]
     names = config.get("architectures") or [""]
     if bits and not str(names[0]).endswith(_GENERATORS):
         raise Unsupported(
             f"quantization {quantization!r} for {names[0]}", "only decoders are quantised; leave it out"
         )
-    return Scheme(bits, method)
+    return Scheme(bits, method, quantization == "int4-all")
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -82,11 +86,12 @@ def target(
 ) -> Layout | None:
     """The layout that a tensor is packed into; None: it stays as it is, float or quantised.
 
-    int8 leaves what is quantised already; int4 packs linear layers of eight bits once more, into four.
+    int8 leaves what is quantised already; int4 packs linear layers of eight bits once more, into four, and int4-all the
+    embedding and the output matrix too.
     """
     if not scheme.bits or len(shape) != 2 or not name.endswith(".weight") or _KEPT.fullmatch(name):
         return None
-    wide = scheme.bits == 8 or _WIDE.fullmatch(name) is not None
+    wide = scheme.bits == 8 or (not scheme.everything and _WIDE.fullmatch(name) is not None)
     if layout is not None:
         return None if wide or layout is Layout.Q4_32 else Layout.Q4_32
     if dtype not in FLOATS:

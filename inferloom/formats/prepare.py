@@ -55,7 +55,7 @@ def prepare(
 ) -> Checkpoint:
     """The checkpoint of `source`, after downloading, checking, converting and packing what is needed. Blocks, for minutes
     if the model is large. `tokenizer`: a folder, file or repository whose tokenizer is used instead. `quantization`: none
-    (as the checkpoint is), int8 or int4; awq and gptq say what the checkpoint must be.
+    (as the checkpoint is), int8, int4 or int4-all; awq and gptq say what the checkpoint must be.
 
     Raises `SourceError` (`SourceNotFound`), `InvalidFormat`, `LoadFailed`, `Unsupported`.
     """

@@ -98,6 +98,7 @@ def test_a_gguf_is_one_file_of_a_repository_or_of_a_folder(tmp_path: Path) -> No
         ("Q8_0", "int8"),
         ("6", "int8"),
         ("Q4_K_M", "int4"),
+        ("int4-all", "int4-all"),
     ],
 )
 def test_in_situ_quantisation_becomes_the_nearest_of_ours_that_is_wide_enough(

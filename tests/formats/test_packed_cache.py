@@ -55,9 +55,16 @@ def loosen(entry_folder: str, seconds: float = 1000) -> None:
     os.utime(Path(entry_folder) / "inferloom.json", (then, then))
 
 
-@pytest.mark.parametrize(("scheme", "linear"), [("int8", Layout.Q8_ROW), ("int4", Layout.Q4_32)])
-def test_linear_layers_are_packed_embeddings_stay_at_eight_bits_and_norms_floats(
-    scheme: str, linear: Layout, folder: Path
+@pytest.mark.parametrize(
+    ("scheme", "linear", "outer"),
+    [
+        ("int8", Layout.Q8_ROW, Layout.Q8_ROW),
+        ("int4", Layout.Q4_32, Layout.Q8_ROW),
+        ("int4-all", Layout.Q4_32, Layout.Q4_32),
+    ],
+)
+def test_linear_layers_are_packed_embeddings_stay_at_eight_bits_unless_asked_and_norms_floats(
+    scheme: str, linear: Layout, outer: Layout, folder: Path
 ) -> None:
     assert locate(str(folder), quantization=scheme) is None
     seen: list[LoadProgress] = []
@@ -74,7 +81,7 @@ def test_linear_layers_are_packed_embeddings_stay_at_eight_bits_and_norms_floats
             assert torch.equal(weights[name], original[name])
         else:
             wide = name in ("model.embed_tokens.weight", "lm_head.weight")
-            assert layout is (Layout.Q8_ROW if wide else linear), name
+            assert layout is (outer if wide else linear), name
             values = dequantise(weights[name])
             off = (values - original[name].float()).norm() / original[name].float().norm()
             assert off < (0.01 if layout is Layout.Q8_ROW else 0.08), name
@@ -91,6 +98,8 @@ def test_packing_happens_once_for_a_content_wherever_it_lies(folder: Path, tmp_p
     assert {progress.stage for progress in seen} == {"check"}
     other = prepare(str(folder), quantization="int4")
     assert other.weights != first.weights
+    assert locate(str(folder), quantization="int4-all") is None
+    assert prepare(str(folder), quantization="int4-all").weights != other.weights
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -167,6 +176,9 @@ def test_the_file_begins_its_tensors_at_cache_lines_and_others_can_open_it(folde
         (Kind.Q4_1, "int4", None, None),
         (Kind.Q8_0, "int4", Layout.Q4_32, Layout.Q8_32),
         (Kind.F16, "int4", Layout.Q4_32, Layout.Q8_ROW),
+        (Kind.Q4_1, "int4-all", None, None),
+        (Kind.Q8_0, "int4-all", Layout.Q4_32, Layout.Q4_32),
+        (Kind.F16, "int4-all", Layout.Q4_32, Layout.Q4_32),
     ],
 )
 def test_a_gguf_keeps_what_is_narrow_enough(
@@ -192,7 +204,7 @@ def test_encoders_and_unknown_schemes_are_refused(tmp_path: Path) -> None:
     for look in (locate, prepare):
         with pytest.raises(Unsupported, match=r"'int8' for BertModel is not supported: only decoders"):
             look(str(tmp_path / "bert"), quantization="int8")
-        with pytest.raises(Unsupported, match="there are none, int8, int4, awq and gptq"):
+        with pytest.raises(Unsupported, match="there are none, int8, int4, int4-all, awq and gptq"):
             look(str(tmp_path / "bert"), quantization="int3")
 
 

@@ -41,6 +41,7 @@ CARD = ModelCard(
 SCHEMES: dict[str, dict[str, Layout | None]] = {
     "int8": {"": Layout.Q8_ROW},
     "int4": {"embed_tokens": Layout.Q8_32, "": Layout.Q4_32},
+    "int4-all": {"": Layout.Q4_32},
     "q8_0": {"": Layout.Q8_32},
     "rows and groups": {"mlp": Layout.Q8_ROW, "": Layout.Q8_32},
     "as a mixed GGUF": {

@@ -40,7 +40,7 @@ def answered(served: Served) -> int:
 def test_a_model_gets_smaller_and_answers_on(served: Served) -> None:
     whole = details(served)["weight_bytes"]
     sizes = []
-    for word, scheme in (("Q8_0", "int8"), ("4", "int4"), ("none", "none")):
+    for word, scheme in (("Q8_0", "int8"), ("4", "int4"), ("int4-all", "int4-all"), ("none", "none")):
         answer = change(served, {"model_id": "tiny", "ggml_type": word})
         assert answer.status_code == 200, answer.text
         assert answer.json() == {
@@ -52,7 +52,7 @@ def test_a_model_gets_smaller_and_answers_on(served: Served) -> None:
         assert details(served)["quantization"] == scheme
         assert answered(served) == 3
         sizes.append(details(served)["weight_bytes"])
-    assert sizes[1] < sizes[0] < sizes[2] == whole
+    assert sizes[2] < sizes[1] < sizes[0] < sizes[3] == whole
 
 
 def test_without_a_name_it_is_the_default_model_and_mistralrs_path_works_too(served: Served) -> None:
