@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -52,14 +53,25 @@ def status_word(state: State, error: InferloomError | None) -> str:
     return WORD[state]
 
 
+class ModelBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ledger holds for a model in memory, and what its process was measured to take after its load."""
+
+    weights: int = 0
+    kv: int = 0
+    workspace: int = 0
+    estimate: int = 0  # the sum of the three
+    measured: int | None = None  # PSS
+    error: float | None = None  # measured / estimate - 1
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a model now. `since` and `retry_at` are time.monotonic() seconds."""
+    """What is known of a model now. `since`, `retry_at` and `expires_at` are time.monotonic() seconds."""
 
     id: str
     word: str
     state: State
     since: float
-    stage: str | None = None  # of a load in progress
+    stage: str | None = None  # of a load in progress, also of one that replaces the model
     fraction: float | None = None
     detail: str = ""
     reason: str | None = None  # of a failure
@@ -70,6 +82,17 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0  # requests that wait for it
     loads: int = 0  # completed since the start
     load_seconds: float | None = None  # of the last one
+    stages: dict[str, float] = {}  # of the last load, seconds
+    evictions: int = 0  # times it was unloaded for the sake of others
+    bytes: ModelBytes | None = None  # of a model in memory
+    freed_bytes: int | None = None  # by its last unload, as measured before
+    expires_at: float | None = None  # when it will be unloaded if nothing is asked of it
+    keep_alive: float = math.inf  # seconds; inf: for ever
+    pinned: bool = False
+    priority: int = 0
+    group: str | None = None
+    shares: tuple[str, ...] = ()  # other models that are this one under another name: one worker for all
+    replacing: bool = False  # its successor is being loaded
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,4 +103,4 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     new: State
     reason: str | None = None
     load_seconds: float | None = None  # with `ready`
-    cause: str | None = None  # of a departure nobody asked for: evicted, expired
+    cause: str | None = None  # of a departure nobody asked for: evicted, expired; of what took its place: replaced

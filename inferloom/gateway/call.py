@@ -13,6 +13,7 @@ from inferloom.errors import InferloomError, InvalidRequest, PayloadTooLarge, Un
 from inferloom.gateway.ids import unique
 from inferloom.gateway.log import logger
 from inferloom.gateway.wire.errors import encode_error, retry_after, status_of
+from inferloom.types import Usage
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,16 +38,22 @@ class Call:
     """What is known of one request: its id, headers and peer; and what was answered, for metrics and the log."""
 
     __slots__ = (
+        "admitted",
         "begun",
         "endpoint",
         "error_code",
+        "first_token",
+        "leased",
+        "loading",
         "model",
+        "queued",
         "receive",
         "request_id",
         "scope",
         "send",
         "started",
         "status",
+        "usage",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,6 +67,10 @@ class Call:
         self.endpoint = "other"
         self.model = ""
         self.error_code: str | None = None
+        # when it came to its next phase, in time.perf_counter() seconds; 0: it did not
+        self.queued = self.admitted = self.leased = self.first_token = 0.0
+        self.loading = False  # whether its model was not loaded when it was admitted
+        self.usage: Usage | None = None
 
     # reading
     async def body(self) -> bytes:

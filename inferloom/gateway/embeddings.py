@@ -15,7 +15,7 @@ from inferloom.gateway.service import Service
 from inferloom.gateway.wire import embeddings as wire
 from inferloom.gateway.wire.decoding import BodyDecoder
 from inferloom.gateway.wire.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
-from inferloom.types import EmbedBatch, EmbedResult
+from inferloom.types import EmbedBatch, EmbedResult, Usage
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
@@ -47,6 +47,7 @@ async def embed(service: Service, call: Call) -> None:
     finally:
         exchange.settle()
         service.exchanges.discard(exchange)
+    call.usage = Usage(prompt_tokens=result.prompt_tokens)
     service.metrics.embedding(model=entry.id, prompt_tokens=result.prompt_tokens)
     encoding = request.encoding_format or "float"
     answer = EmbeddingResponse(
@@ -61,10 +62,11 @@ async def embed(service: Service, call: Call) -> None:
 
 
 async def _result(service: Service, exchange: Exchange, *, entry: Entry, batch: EmbedBatch) -> EmbedResult:
-    await service.admission.enter()
+    await service.admit(exchange.call, entry)
     try:
         service.refuse_other_kind(entry, "embed")
         async with service.lease(entry) as runner:
+            service.leased(exchange.call)
             service.refuse_other_kind(entry, "embed", runner=runner)
             seconds = entry.config.scheduler.request_timeout_secs
             if seconds <= 0:

@@ -64,12 +64,13 @@ class Generation:
 
     async def _run(self) -> None:
         service, exchange = self._service, self._exchange
-        await service.admission.enter()
+        await service.admit(exchange.call, self._entry)
         try:
             service.refuse_other_kind(self._entry, "generate")
             exchange.waits_for(lambda: service.load_progress(self._entry))
             async with service.lease(self._entry) as runner:
                 exchange.waits_no_more()
+                service.leased(exchange.call)
                 service.refuse_other_kind(self._entry, "generate", runner=runner)
                 handle = await self._start(runner)
                 try:
@@ -156,11 +157,14 @@ class Generation:
 
     def _note_first_token(self) -> None:
         self._exchange.first_token_deadline = 0.0
-        self._first_token = time.perf_counter() - self._exchange.call.begun
+        call = self._exchange.call
+        call.first_token = time.perf_counter()
+        self._first_token = call.first_token - call.begun
 
     def _count(self) -> None:
         if self._usage is not None:
             call = self._exchange.call
+            call.usage = self._usage
             self._service.metrics.generation(
                 model=call.model,
                 usage=self._usage,

@@ -19,8 +19,10 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from inferloom.gateway.residency import Residency
 from inferloom.types import Usage
 
+MOST_MODELS = 1000  # names of models that are labels; the names of those declared after them share one
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -41,6 +43,10 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     pages_total: int = 0
     pages_free: int = 0
     pages_cached: int = 0
+    held_bytes: dict[str, int] = {}  # what the ledger holds for it: weights, kv, workspace
+    estimated_bytes: int | None = None
+    measured_bytes: int | None = None
+    estimate_error: float | None = None
 
 
 _GAUGES = {
@@ -57,6 +63,12 @@ _GAUGES = {
     "pages_total": ("inferloom_engine_kv_pages", "KV pages of the engine."),
     "pages_free": ("inferloom_engine_kv_pages_free", "KV pages that hold nothing."),
     "pages_cached": ("inferloom_engine_kv_pages_cached", "KV pages that the prefix cache alone holds."),
+}
+
+_MEMORY = {
+    "estimated_bytes": ("inferloom_model_estimated_bytes", "Bytes a model was expected to take."),
+    "measured_bytes": ("inferloom_model_measured_bytes", "Bytes (PSS) of its process after its load."),
+    "estimate_error": ("inferloom_model_estimate_error_ratio", "Measured by expected bytes, less one."),
 }
 
 
@@ -108,6 +120,14 @@ class Metrics:
         self._cancelled = Counter(
             "inferloom_requests_cancelled", "Requests whose client left.", ["model"], registry=registry
         )
+        self._queue_wait = Histogram(
+            "inferloom_queue_wait_seconds",
+            "Time from a request's coming to its having its model: its place in line, and a load.",
+            ["model"],
+            buckets=_FIRST_TOKEN,
+            registry=registry,
+        )
+        self.residency = Residency(registry, label=self.label)
         self._errors = Counter("inferloom_errors", "Errors answered.", ["code", "model"], registry=registry)
         self.in_flight = 0  # requests being answered
         self.waiting = 0  # requests in line for a place
@@ -118,24 +138,47 @@ class Metrics:
             lambda: self.waiting
         )
         registry.register(_Models(models))
+        self._labels: set[str] = set()
         self._request_children: dict[tuple[str, int, str], tuple[Counter, Histogram]] = {}
         self._model_children: dict[str, tuple[Histogram, Histogram, Counter, Counter, Counter]] = {}
+        self._wait_children: dict[str, Histogram] = {}
+
+    def label(self, model: str) -> str:
+        """A model's name as a label. Models come and go at run time, so the number of labels has a limit."""
+        if model not in self._labels:
+            if len(self._labels) >= MOST_MODELS:
+                return "other"
+            self._labels.add(model)
+        return model
 
     def request(self, *, endpoint: str, status: int, model: str, seconds: float, error: str | None) -> None:
         key = (endpoint, status, model)
         children = self._request_children.get(key)
         if children is None:
-            children = self._request_children[key] = (
-                self._requests.labels(endpoint, str(status), model),
-                self._seconds.labels(endpoint, model),
+            label = self.label(model)
+            children = (
+                self._requests.labels(endpoint, str(status), label),
+                self._seconds.labels(endpoint, label),
             )
+            if label == model:
+                self._request_children[key] = children
         children[0].inc()
         children[1].observe(seconds)
         if error is not None:
-            self._errors.labels(error, model).inc()
+            self._errors.labels(error, self.label(model)).inc()
+
+    def waited(self, model: str, seconds: float) -> None:
+        """A request has its model, `seconds` after it came."""
+        child = self._wait_children.get(model)
+        if child is None:
+            label = self.label(model)
+            child = self._queue_wait.labels(label)
+            if label == model:
+                self._wait_children[model] = child
+        child.observe(seconds)
 
     def cancelled(self, model: str) -> None:
-        self._cancelled.labels(model).inc()
+        self._cancelled.labels(self.label(model)).inc()
 
     def generation(self, *, model: str, usage: Usage, first_token: float, seconds: float) -> None:
         """A finished generation: seconds from its start to its first token and to its last."""
@@ -153,13 +196,16 @@ class Metrics:
     def _children(self, model: str) -> tuple[Histogram, Histogram, Counter, Counter, Counter]:
         children = self._model_children.get(model)
         if children is None:
-            children = self._model_children[model] = (
-                self._first_token.labels(model),
-                self._per_token.labels(model),
-                self._prompt.labels(model),
-                self._cached.labels(model),
-                self._generated.labels(model),
+            label = self.label(model)
+            children = (
+                self._first_token.labels(label),
+                self._per_token.labels(label),
+                self._prompt.labels(label),
+                self._cached.labels(label),
+                self._generated.labels(label),
             )
+            if label == model:
+                self._model_children[model] = children
         return children
 
     def text(self) -> bytes:
@@ -186,3 +232,20 @@ class _Models(Collector):
             for row in rows:
                 gauge.add_metric([row.model], float(getattr(row, field)))
             yield gauge
+        yield from _memory(rows)
+
+
+def _memory(rows: list[ModelRow]) -> Iterator[Metric]:
+    held = GaugeMetricFamily(
+        "inferloom_model_bytes", "Bytes the ledger holds for a model, by what for.", labels=["model", "kind"]
+    )
+    for row in rows:
+        for kind, amount in row.held_bytes.items():
+            held.add_metric([row.model, kind], amount)
+    yield held
+    for field, (name, meaning) in _MEMORY.items():
+        gauge = GaugeMetricFamily(name, meaning, labels=["model"])
+        for row in rows:
+            if (value := getattr(row, field)) is not None:
+                gauge.add_metric([row.model], float(value))
+        yield gauge

@@ -21,6 +21,7 @@ from inferloom.worker.messages.replies import Stats
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog, Entry
+    from inferloom.catalog.lifecycle import ModelBytes
 
 _VERBS: dict[ModelKind, str] = {"generate": "generates text", "embed": "makes embeddings"}
 
@@ -42,6 +43,7 @@ class Service:
         self.metrics = Metrics(self._model_rows)
         self.events = Events(lambda id: catalog.status(id).word)
         catalog.observe(self.events.changed)
+        catalog.observe(self.metrics.residency.changed)
         catalog.observe_progress(self.events.progressed)
         self.draining = False
         self._starting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
@@ -52,6 +54,18 @@ class Service:
         entry = self.catalog.resolve(name)
         call.model = entry.id
         return entry, entry.id if name is None or name.strip() in ("", "default") else name
+
+    async def admit(self, call: Call, entry: Entry) -> None:
+        """Wait for a place. `admission.leave` gives it back."""
+        call.queued = time.perf_counter()
+        await self.admission.enter()
+        call.admitted = time.perf_counter()
+        call.loading = self.catalog.status(entry.id).state != "ready"
+
+    def leased(self, call: Call) -> None:
+        """The request has its model."""
+        call.leased = time.perf_counter()
+        self.metrics.waited(call.model, call.leased - call.queued)
 
     def lease(self, entry: Entry) -> AbstractAsyncContextManager[ModelRunner]:
         """A lease that waits for the model as long as loading may take."""
@@ -106,6 +120,8 @@ class Service:
     def _model_row(self, entry: Entry) -> ModelRow:
         status = self.catalog.status(entry.id)
         row = ModelRow(model=entry.id, state=str(status.state), loaded=status.word == "loaded")
+        if row.loaded and status.bytes is not None:
+            row = _with_memory(row, status.bytes)
         if not row.loaded or status.card is None:
             return row
         stats = getattr(entry.runner, "stats", None) or Stats(0)  # runners without an engine have none
@@ -121,3 +137,13 @@ class Service:
             pages_free=stats.pages_free,
             pages_cached=stats.pages_cached,
         )
+
+
+def _with_memory(row: ModelRow, held: ModelBytes) -> ModelRow:
+    return msgspec.structs.replace(
+        row,
+        held_bytes={"weights": held.weights, "kv": held.kv, "workspace": held.workspace},
+        estimated_bytes=held.estimate,
+        measured_bytes=held.measured,
+        estimate_error=held.error,
+    )

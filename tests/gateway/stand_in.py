@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from inferloom.catalog.lifecycle import ModelBytes
 from inferloom.config.schema import Config, DriverConfig, ModelConfig
 from inferloom.errors import InferloomError, ModelNotFound, SourceNotFound
 from inferloom.runners.base import ModelRunner, RunHandle, SessionRebuildCause
@@ -103,6 +104,7 @@ class StandInStatus:
     reason: str | None = None
     since: float = 0.0
     detail: str = ""
+    bytes: ModelBytes | None = None
     retry_at: float | None = None
     card: ModelCard | None = None
     pid: int | None = None
