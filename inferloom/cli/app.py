@@ -41,6 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "load": Entry("models", "load", "Load a model of the running server."),
     "unload": Entry("models", "unload", "Unload a model of the running server."),
     "reload": Entry("models", "reload", "Reload a model of the running server."),
+    "model": Entry("model", "app", "List, download and remove models of the hub's cache."),
     "pull": Entry("pull", "pull", "Download a model, check it and make it ready to be served."),
     "bench": Entry("bench", "bench", "Measure a server: tokens a second, latencies, a sweep over users."),
     "doctor": Entry("doctor", "doctor", "What this machine offers, and what would make it faster."),

@@ -70,7 +70,7 @@ def listing(now: float) -> str:
     found = sorted(entries.entries() + entries.downloads(), key=lambda entry: -entry.last_use)
     rows = [("NAME", "WHAT", "SIZE", "LAST USED", "KEY")]
     rows += [
-        (entry.name, _what(entry), _size(entry.bytes), _ago(now - entry.last_use), _key(entry))
+        (entry.name, _what(entry), _size(entry.bytes), ago(now - entry.last_use), _key(entry))
         for entry in found
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -98,7 +98,7 @@ def _size(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         count = int(seconds // length)
         if count:

@@ -62,8 +62,9 @@ def _prepare(model: ModelConfig, bar: Any, console: Any) -> None:
     if model.quantization != "none":
         arguments += ["--quantization", model.quantization]
     task = bar.add_task("finding", total=1.0, model=model.name, detail="") if bar is not None else None
-    stage = ""
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+    stage = waits = ""
+    # In a group of its own: Ctrl-C in a terminal reaches this process, which ends that one.
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, process_group=0) as process:
         assert process.stdout is not None
         try:
             last: dict[str, Any] = {}
@@ -80,11 +81,14 @@ def _prepare(model: ModelConfig, bar: Any, console: Any) -> None:
                         completed=progress.fraction or 0.0,
                         total=1.0 if progress.fraction is not None else None,
                     )
-                elif progress.stage != stage:
+                elif progress.stage != stage or (progress.fraction is None and progress.detail != waits):
                     console.print(
-                        f"{model.name}: {progress.stage} {progress.detail}".rstrip(), highlight=False
+                        f"{model.name}: {progress.stage} {progress.detail}".rstrip(),
+                        highlight=False,
+                        soft_wrap=True,
                     )
                 stage = progress.stage
+                waits = progress.detail if progress.fraction is None else waits
         except BaseException:
             process.terminate()
             raise

@@ -100,6 +100,8 @@ def _required(folder: Path, ref: HubRef, need: Need) -> list[str]:
     """What a snapshot that others downloaded must have at least; an empty list if that cannot be said."""
     if ref.file is not None:
         return [ref.file]
+    if need == "everything":
+        return []
     tokenizer = [] if need == "weights" else [hub_files.TOKENIZER]
     if need == "tokenizer":
         return tokenizer

@@ -17,7 +17,7 @@ from inferloom.errors import SourceError
 
 _PIECE = 1 << 20
 _LOOKS_AGAIN = 0.2  # seconds between looks at a lock that another process holds
-_UNFINISHED = ".inferloom.incomplete"
+UNFINISHED = ".inferloom.incomplete"
 
 
 class RemoteFile(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 def place(blobs: Path, key: str) -> Path:
     """Where the unfinished blob `key` lies."""
-    return blobs / f"{key}{_UNFINISHED}"
+    return blobs / f"{key}{UNFINISHED}"
 
 
 def arrived(blobs: Path, key: str | None) -> int:
@@ -83,7 +83,22 @@ def arrived(blobs: Path, key: str | None) -> int:
 
 def leftovers(blobs: Path) -> int:
     """Bytes of all unfinished downloads among `blobs`."""
-    return sum(path.stat().st_size for path in blobs.glob(f"*{_UNFINISHED}"))
+    return sum(path.stat().st_size for path in blobs.glob(f"*{UNFINISHED}"))
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process is downloading the unfinished file `path`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

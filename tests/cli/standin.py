@@ -43,7 +43,16 @@ class StandIn:
         if name not in ("org/small", "vectors"):
             error = {"message": f"model not found: {name}", "code": "model_not_found"}
             return JSONResponse({"error": error}, 404)
-        return JSONResponse({"id": name, "state": "ready", "kind": "generate", "parameters": 135_000_000})
+        return JSONResponse(
+            {
+                "id": name,
+                "root": name,
+                "status": "loaded",
+                "state": "ready",
+                "kind": "generate",
+                "parameters": 135_000_000,
+            }
+        )
 
     async def _unload(self, request: Request) -> Response:
         body = await request.json()
