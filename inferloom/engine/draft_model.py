@@ -11,8 +11,12 @@ alike, so are the draws, at any temperature.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
 
 from inferloom.engine.sampler import Draw, sample
 from inferloom.engine.sequence import Sequence as Decoding
@@ -26,7 +30,8 @@ PROBE_STEPS = (
 
 
 class ModelSpeculator(Speculator):
-    """`executor` has the same vocabulary as the model that it drafts for, at least for the tokens of texts."""
+    """`executor` has the same vocabulary as the model that it drafts for, for the tokens of texts: beyond them, one of the two
+    may be padded further than the other."""
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class ModelSpeculator(Speculator):
                 _add(batch, sequence, sequence.tokens, start=sequence.followed, end=end)
                 sequence.followed = end
         if batch.token_ids:
-            self._executor.forward(batch)
+            self._forward(batch)
 
     def propose(
         self,
@@ -102,6 +107,19 @@ class ModelSpeculator(Speculator):
         super().settle(sequence, token, accepted)
         sequence.followed = min(sequence.followed, sequence.computed + accepted)
 
+    def _forward(self, batch: RaggedBatch) -> torch.Tensor:
+        """Logits of the larger model's width. A token that the smaller one does not know stands for none in particular,
+        which makes a draft worse, never an answer."""
+        known, wanted = self._executor.vocab_size, self._vocab_size
+        if known == wanted:
+            return self._executor.forward(batch)
+        if known < wanted:
+            batch = replace(batch, token_ids=[token if token < known else 0 for token in batch.token_ids])
+        logits = self._executor.forward(batch)
+        if known > wanted:
+            return logits[:, :wanted].contiguous()
+        return torch.nn.functional.pad(logits, (0, wanted - known), value=-math.inf)
+
     def _draft(self, wanted: list[tuple[Decoding, int]]) -> None:
         """One token for each sequence and round, until it has what it is to get, or drafts an end."""
         began, rounds = self._clock(), 0
@@ -127,7 +145,7 @@ class ModelSpeculator(Speculator):
                         ahead=list(draft),
                     )
                 )
-            drawn = sample(self._executor.forward(batch), draws)
+            drawn = sample(self._forward(batch), draws)
             going: list[tuple[Decoding, int]] = []
             for (sequence, count), draw in zip(wanted, drawn, strict=True):
                 if 0 <= draw.token < self._vocab_size:

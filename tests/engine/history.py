@@ -38,6 +38,7 @@ class HistoryExecutor(Executor):
         self.store[target] = list(self.store[source])
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
+        assert max(batch.token_ids) < self.vocab_size, "a token that the model does not know"
         self.batches.append(batch)
         written: set[tuple[int, int]] = set()
         for i, table in enumerate(batch.page_tables):

@@ -93,3 +93,12 @@ def test_a_token_that_the_larger_model_does_not_have_is_not_drafted() -> None:
     e = engine(Twin(vocab_size=200))
     request = Generate(1, [1, 2], 40, SamplingSpec(temperature=2.0, seed=1))
     assert_same(drive(e, [request]), drive(engine(None), [request]))
+
+
+@pytest.mark.parametrize("vocab_size", [60, 131])
+def test_a_vocabulary_that_is_padded_otherwise_harms_nobody(vocab_size: int) -> None:
+    requests = random_requests(30, seed=8, vocab=97)
+    e = engine(Twin(seen=False, vocab_size=vocab_size))
+    assert_same(drive(e, requests), drive(engine(None), requests))
+    assert e.stats().drafted_tokens > 100
+    assert_all_pages_free(e)
