@@ -30,8 +30,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TERMS: dict[Policy, Terms] = {
-    "latency": Terms(quantum=1.0, patience_secs=5.0, patience_rounds=2.0),
-    "throughput": Terms(quantum=4.0, patience_secs=30.0, patience_rounds=8.0),
+    "latency": Terms(quantum=4.0, patience_secs=5.0, patience_rounds=4.0),
+    "throughput": Terms(quantum=16.0, patience_secs=60.0, patience_rounds=16.0),
 }
 
 
@@ -99,15 +99,16 @@ def next_load(
 
 
 def in_order(waiting: Sequence[Waiting], *, policy: Policy) -> list[Waiting]:
-    """Whose turn is first: those whom patience ran out for, by age; then by priority; then by what a second of
-    loading does for how many requests and for how long they have waited."""
+    """Whose turn is first: those whom patience ran out for, by age; then by priority; then by how long
+    how many of them have waited, counted by the square root of the load's seconds: without that one long load after
+    the other comes first, with the seconds themselves it comes last (docs/decisions/050)."""
     patience = patience_secs(waiting, policy=policy)
 
     def rank(one: Waiting) -> tuple[float, ...]:
         if one.oldest_secs >= patience:
             return (0, -one.oldest_secs)
         load = max(one.load_secs, 1e-3)
-        return (1, -one.priority, -one.requests * (1.0 + one.oldest_secs / load) / load)
+        return (1, -one.priority, -one.requests * one.oldest_secs / math.sqrt(load), -one.requests)
 
     return sorted(waiting, key=lambda one: (rank(one), one.model))
 

@@ -9,19 +9,20 @@ from itertools import accumulate
 
 import msgspec
 
-# How far ahead a model counts as wanted, and over how long its rate of requests is believed (seconds).
+# Over how long a model's rate of requests is believed, and how far ahead it matters (seconds).
+MEMORY = 300.0
 HORIZON = 60.0
 # Losing all it holds as spare KV would hurt a model a fiftieth of what losing the model does: kept prefixes are
 # computed again, and fewer requests fit at once.
 SPARE = Fraction(1, 50)
-# What one level of priority weighs: more than idleness and load times differ between models in practice.
-LEVEL = 1000
+# What one level of priority weighs: more than idleness and load times differ between models.
+LEVEL = 10**9
 # Above this many candidates the search gives way to the greedy choice.
 EXACT = 14
 
 
 class Demand:
-    """How often a model is asked for: requests per second, each forgotten exponentially over the horizon."""
+    """How often a model is asked for: requests per second, each forgotten exponentially over the memory."""
 
     __slots__ = ("_at", "_weight")
 
@@ -31,11 +32,11 @@ class Demand:
 
     def note(self, now: float) -> None:
         """One more request, at `now` (seconds of any one clock that does not go backwards)."""
-        self._weight = self._weight * math.exp((self._at - now) / HORIZON) + 1.0
+        self._weight = self._weight * math.exp((self._at - now) / MEMORY) + 1.0
         self._at = now
 
     def rate(self, now: float) -> float:
-        return self._weight * math.exp((self._at - now) / HORIZON) / HORIZON
+        return self._weight * math.exp((self._at - now) / MEMORY) / MEMORY
 
 
 class Resident(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,15 +55,14 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0  # requests that wait for a place in it
     shrinkable: int = 0  # bytes of KV it can give back and go on, leased or pinned as it may be
 
-    def likelihood(self) -> float:
-        """That somebody wants it within the horizon: 1 − e^(−horizon·rate), where the rate is what was seen of it
-        lately plus one request of doubt, thinned by the time without any (the mean of a Gamma posterior)."""
-        expected = (self.rate * HORIZON + 1.0) / (HORIZON + self.idle_secs)
-        return -math.expm1(-HORIZON * expected)
+    def expected(self) -> float:
+        """Requests for it within the horizon: what was seen of them over the memory and one of doubt, thinned by the
+        time that has passed without any (the mean of a Gamma posterior)."""
+        return HORIZON * (self.rate * MEMORY + 1.0) / (MEMORY + self.idle_secs)
 
     def loss(self) -> float:
         """What its users would lose with it: seconds of reloading, times how many of them expectedly."""
-        return self.reload_secs * (self.likelihood() + self.waiting)
+        return self.reload_secs * (self.expected() + self.waiting)
 
 
 class Victim(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,16 +85,15 @@ def victims(
     The residents are those of one device. Minimised is, over the sets E of ended ones and bytes x(r) taken from
     the spare KV of the others,
 
-        Σ_{r ∈ E} loss(r) · 1000^level(r)  +  Σ_{r ∉ E} loss(r) / 50 · x(r) / bytes(r)
+        Σ_{r ∈ E} loss(r) · 10⁹^level(r)  +  Σ_{r ∉ E} loss(r) / 50 · x(r) / bytes(r)
 
-    subject to Σ_{E} bytes + Σ x ≥ need − free and x ≤ shrinkable. `loss` is reload seconds × (likelihood to be
-    wanted within a minute + requests waiting), `level` how many lower priorities there are among the residents. So
-    spare KV goes before models, the idle before the busy, what loads quickly before what loads slowly, a lower
-    priority before a higher one, and never more than is needed: every loss counts, so an optimal E has no member that
-    could stay. Of equally cheap sets the one with fewer bytes, then fewer members, then the alphabetically first is
-    taken. Pinned and leased residents never end, those in `now_excluded` are not touched. Up to 14 candidates the
-    optimum is found by branch and bound, beyond that a greedy choice by loss per byte, from which every victim that
-    can stay is taken back.
+    subject to Σ_{E} bytes + Σ x ≥ need − free and x ≤ shrinkable. `loss` is reload seconds × (requests expected within
+    a minute + requests waiting), `level` how many lower priorities there are among the residents. So spare KV goes
+    before models, the idle before the busy, what loads quickly before what loads slowly, a lower priority before a
+    higher one, and never more than is needed: every loss counts, so an optimal E has no member that could stay. Of
+    equally cheap sets the one with fewer bytes, then fewer members, then the alphabetically first is taken. Pinned and
+    leased residents never end, those in `now_excluded` are not touched. Up to 14 candidates the optimum is found by
+    branch and bound, beyond that a greedy choice by loss per byte, from which every victim that can stay is taken back.
 
     Returns ended ones first, each group by name; [] where nothing has to be done; None where even all of it is not
     enough.

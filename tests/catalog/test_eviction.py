@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferloom.catalog.eviction import EXACT, HORIZON, Demand, Resident, Victim, victims
+from inferloom.catalog.eviction import EXACT, MEMORY, Demand, Resident, Victim, victims
 
 GIB = 1 << 30
 
@@ -50,7 +50,7 @@ def cost(present: list[Resident], chosen: list[Victim]) -> float:
     for victim in chosen:
         loss = max(victim.resident.loss(), 1e-9)
         if victim.ends:
-            total += loss * 1000.0 ** levels.index(victim.resident.priority)
+            total += loss * 1e9 ** levels.index(victim.resident.priority)
         else:
             total += loss / 50 * victim.bytes / victim.resident.bytes
     return total
@@ -199,10 +199,10 @@ def test_a_crowd_is_decided_greedily_and_without_superfluous_victims() -> None:
     assert all(sum(v.bytes for v in found if v is not one) < 40 for one in found)
 
 
-def test_demand_is_forgotten_over_the_horizon() -> None:
+def test_demand_is_forgotten_over_the_memory() -> None:
     demand = Demand()
-    for second in range(600):
+    for second in range(3000):
         demand.note(float(second))
-    assert 0.95 < demand.rate(600.0) < 1.05
-    assert demand.rate(600.0 + HORIZON) < 0.4 * demand.rate(600.0)
-    assert demand.rate(600.0 + 20 * HORIZON) < 1e-8
+    assert 0.95 < demand.rate(3000.0) < 1.05
+    assert demand.rate(3000.0 + MEMORY) < 0.4 * demand.rate(3000.0)
+    assert demand.rate(3000.0 + 20 * MEMORY) < 1e-8
