@@ -28,7 +28,10 @@ CPU_STEP_TOKENS = 2048  # that a step on a CPU computes at most, unless its poli
 # for ten families of decoders and 7 to 9 for encoders; torch's threads, caches and arenas add up to 20 with the first ones.
 _IDLE = 8 << 20
 _ARENAS = 20 << 20
-_TRANSFORMERS = 90 << 20  # of its modules, which the forkserver has not imported: measured with four families
+# Of its modules, which the forkserver has not imported (measured with two families: 147 MiB), and what thousands of its
+# passes leave behind in malloc's arenas (measured: 300 MiB, whatever the model's size).
+_TRANSFORMERS = 148 << 20
+_TRANSFORMERS_ARENAS = 300 << 20
 
 _ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2}
 _WORDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -82,7 +85,9 @@ def footprint_of(
     weights = _resident(tensors, path, dtype=dtype, activation_dtype=activation_dtype)
     own = shape.positions
     length = min(max_model_len or own, own)
-    rows = step_tokens(max_batch_tokens, device=device, batch_policy=batch_policy)
+    rows = max_batch_tokens
+    if not shape.embeds:
+        rows = step_tokens(max_batch_tokens, device=device, batch_policy=batch_policy)
     page, pages, least = 0, 0, 0
     if not shape.embeds:
         page = _page(shape, activation_dtype, kv_dtype)
@@ -92,12 +97,13 @@ def footprint_of(
     activations, logits = _activations(shape, tensors, path, rows=rows, sequences=min(max_batch_size, rows))
     tables = 4 * shape.ropes * min(2 * length, own) * shape.key_dim if shape.own else 0
     idle = _IDLE + (_TRANSFORMERS if path == "transformers" else 0)
+    arenas = _ARENAS + (_TRANSFORMERS_ARENAS if path == "transformers" else 0)
     found = Footprint(
         weights=weights,
         kv_page=page,
         kv_pages=pages,
         kv_least=least,
-        workspace=idle + _ARENAS + activations + logits + tables,
+        workspace=idle + arenas + activations + logits + tables,
         idle=idle,
     )
     if draft is None or shape.embeds:
@@ -245,8 +251,10 @@ def _activations(
         logits = sequences * (4 * shape.vocab + 8 * shape.hidden)
         return int(rows * row), logits
     if path == "encoder":
-        return rows * 4 * (4 * shape.hidden + 2 * shape.inner), 0
-    return rows * 4 * (2 * shape.hidden + 2 * queries + keys + 3 * shape.inner), 2 * sequences * 4 * shape.vocab
+        return rows * 4 * (2 * shape.hidden + shape.inner), 0
+    return rows * 4 * (
+        2 * shape.hidden + 2 * queries + keys + 3 * shape.inner
+    ), 2 * sequences * 4 * shape.vocab
 
 
 def _form_bytes(tensors: Sequence[Stored]) -> float:

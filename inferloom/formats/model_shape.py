@@ -115,7 +115,9 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         positions=_positions(config, architecture, known),
         ropes=2 if architecture == "Gemma3ForCausalLM" else 0 if architecture == "GPT2LMHeadModel" else 1,
         own=family is not None,
-        stepped=family is not None and not _has_experts(config, architecture) and head_dim in range(16, 257, 16),
+        stepped=family is not None
+        and not _has_experts(config, architecture)
+        and head_dim in range(16, 257, 16),
     )
 
 

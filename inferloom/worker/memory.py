@@ -11,14 +11,14 @@ class Pss(msgspec.Struct, frozen=True):
     """Proportional set size, in bytes: a page that n processes map counts one n-th for each of them.
 
     `anonymous`: heap, stacks, KV pages; `file`: mapped files, weights above all, and programs' code; `bytes`: all.
-    `private`: what is there for this process alone, and free once it is gone; the forkserver's heap, which its workers
-    share until they write to it, is not in it, and a file's pages are, while nobody else maps them.
+    `own`: what this process alone has written, which is free once it is gone. Neither the forkserver's heap, which its
+    workers share until they write to it, is in it, nor are mapped files: their pages stay in the page cache.
     """
 
     bytes: int
     file: int
     anonymous: int
-    private: int
+    own: int
 
 
 def pss(pid: int) -> Pss | None:
@@ -36,7 +36,7 @@ def pss(pid: int) -> Pss | None:
         bytes=total,
         file=total - anonymous,
         anonymous=anonymous,
-        private=found["Private_Clean"] + found["Private_Dirty"],
+        own=found.get("Private_Dirty", 0),
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from inferloom.engine.engine import Engine
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.footprint import step_tokens
 from inferloom.formats.weights import unmap_pages
 from inferloom.kernels.native import library
 from inferloom.models.batch import PAGE_SIZE, Embedder, Executor
@@ -110,7 +111,9 @@ class EngineHost:
         self._engine = Engine(
             executor,
             pages=pages,
-            max_batch_tokens=job.max_batch_tokens,
+            max_batch_tokens=step_tokens(
+                job.max_batch_tokens, device=job.device[0], batch_policy=job.batch_policy
+            ),
             max_batch_size=job.max_batch_size,
             max_model_len=executor.card.max_model_len,
             batch_policy=job.batch_policy,
