@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-from inferloom.catalog.entry import Entry
+import msgspec
+
+from inferloom.catalog.arbiter import Arbiter, NoRoom
+from inferloom.catalog.entry import Entry, residence_key, shared_part
+from inferloom.catalog.ledger import Ledger
 from inferloom.catalog.lifecycle import ModelStatus, State, Transition
 from inferloom.catalog.names import Names
+from inferloom.catalog.planning import Plan, plan_of
+from inferloom.catalog.replacement import replace
+from inferloom.catalog.residence import Residence, Surroundings
+from inferloom.config.quantities import budgets
 from inferloom.config.schema import Config, ModelConfig
 from inferloom.errors import InferloomError, InvalidRequest, ModelUnavailable
 from inferloom.runners.base import ModelRunner
+from inferloom.runners.budget import ram_bytes
 from inferloom.runners.factory import make_runner
 from inferloom.sources.defaults import with_defaults
 from inferloom.types import LoadProgress
@@ -30,16 +39,17 @@ Factory = Callable[[ModelConfig, Config, WorkerPool, Callable[[InferloomError], 
 class Lease(AbstractAsyncContextManager[ModelRunner]):
     """Holds a loaded model for one request. An `async with` block that ends without an exception has served."""
 
-    __slots__ = ("_deadline", "_entry", "_runner")
+    __slots__ = ("_deadline", "_entry", "_held", "_keep_alive")
 
-    def __init__(self, entry: Entry, *, deadline: float | None) -> None:
+    def __init__(self, entry: Entry, *, deadline: float | None, keep_alive: float | None) -> None:
         self._entry = entry
         self._deadline = deadline
-        self._runner: ModelRunner | None = None
+        self._keep_alive = keep_alive
+        self._held: tuple[Residence, ModelRunner] | None = None
 
     async def __aenter__(self) -> ModelRunner:
-        self._runner = await self._entry.acquire(deadline=self._deadline)
-        return self._runner
+        self._held = await self._entry.acquire(deadline=self._deadline)
+        return self._entry.presented(self._held[1])
 
     async def __aexit__(
         self,
@@ -47,9 +57,10 @@ class Lease(AbstractAsyncContextManager[ModelRunner]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._runner is not None:
-            self._entry.release(self._runner, served=error is None)
-            self._runner = None
+        if self._held is not None:
+            residence, runner = self._held
+            self._held = None
+            self._entry.release(residence, runner, served=error is None, keep_alive=self._keep_alive)
 
 
 class Catalog:
@@ -72,20 +83,50 @@ class Catalog:
         self._progress_observers: list[Callable[[str, LoadProgress], None]] = []
         self._closing = False
         self._loads: set[asyncio.Task[None]] = set()
-        created = int(time.time())
+        self._created = int(time.time())
+        self._changing: dict[Residence, asyncio.Lock] = {}
+        self._residences: dict[Residence, None] = {}  # in the order in which they were made
         make = factory or _from_driver
+        self.ledger = Ledger(budgets(config.runtime.memory_budget, ram=ram_bytes()))
+        arbiter = Arbiter(
+            self.ledger,
+            lambda: self._residences,
+            max_loaded=config.server.max_loaded,
+            clock=time.monotonic,
+        )
+        self._around = Surroundings(
+            arbiter=arbiter,
+            make_runner=lambda model, on_death: make(model, self._config, pool, on_death),
+            changed=self._note,
+            progressed=self._note_progress,
+            clock=time.monotonic,
+        )
+        self._entries: dict[str, Entry] = {}
+        for model in config.model:
+            self._declare(model)
 
-        def declare(model: ModelConfig) -> Entry:
-            entry = Entry(
-                model,
-                created=created,
-                make_runner=lambda on_death: make(model, config, pool, on_death),
-                observe=self._note,
-            )
-            entry.on_progress = self._note_progress
-            return entry
+    def _declare(self, model: ModelConfig) -> Entry:
+        entry = Entry(
+            model,
+            self._residence_for(model),
+            created=self._created,
+            keep_alive=self._config.server.keep_alive,
+        )
+        self._entries[model.name] = entry
+        return entry
 
-        self._entries = {model.name: declare(model) for model in config.model}
+    def _residence_for(self, model: ModelConfig) -> Residence:
+        """The one that answers for such a model already, else a new one."""
+        key = residence_key(model)
+        for entry in self._entries.values():
+            if residence_key(entry.config) == key:
+                return entry.residence
+        return self._new_residence(model)
+
+    def _new_residence(self, model: ModelConfig) -> Residence:
+        residence = Residence(shared_part(model), self._around)
+        self._residences[residence] = None
+        return residence
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -112,57 +153,151 @@ class Catalog:
         """Have `observer` told of every report of a load in progress: the model's id, and how far it is."""
         self._progress_observers.append(observer)
 
+    async def plan(self, name: str | None) -> Plan:
+        """What loading a model now would do. Nothing is changed."""
+        return await plan_of(self.resolve(name), self._around.arbiter)
+
     # --- using models -----------------------------------------------------------------------------------------------
 
     def lease(
-        self, name: str | None, *, deadline: float | None = None
+        self, name: str | None, *, deadline: float | None = None, keep_alive: float | None = None
     ) -> AbstractAsyncContextManager[ModelRunner]:
         """A model's runner for the length of an `async with`, loaded first where it is not. `deadline`
-        (time.monotonic()) bounds the wait; without one the configuration's load timeout does."""
+        (time.monotonic()) bounds the wait; without one the configuration's load timeout does. `keep_alive`: seconds that
+        the model may then stay idle (`config.quantities.keep_alive_secs`); None: as configured."""
         if self._closing:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
         entry = self.resolve(name)
         if deadline is None and self._config.server.load_timeout_secs > 0:
             deadline = time.monotonic() + self._config.server.load_timeout_secs
-        return Lease(entry, deadline=deadline)
+        return Lease(entry, deadline=deadline, keep_alive=keep_alive)
 
     async def start(self) -> None:
-        """Begin loading every model that is not lazy; returns at once, failures show in the status."""
-        for entry in self.entries():
-            if not entry.config.lazy:
-                task = asyncio.create_task(self._preload(entry), name=f"preload {entry.id}")
-                self._loads.add(task)
-                task.add_done_callback(self._loads.discard)
+        """Begin loading every model that is not lazy, those of higher priority first; returns at once, failures show in
+        the status. Nothing that is loaded goes for it: what does not fit waits for its first request."""
+        eager = [entry for entry in self.entries() if not entry.config.lazy]
+        for entry in sorted(eager, key=lambda entry: -entry.config.priority):
+            task = asyncio.create_task(self._preload(entry), name=f"preload {entry.id}")
+            self._loads.add(task)
+            task.add_done_callback(self._loads.discard)
 
     async def load(self, name: str) -> ModelStatus:
         """Load now, without regard to an earlier failure; a loaded model is left as it is."""
         entry = self.resolve(name)
         if self._closing:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
-        await entry.load()
+        await entry.residence.load(entry)
         return entry.status()
 
     async def reload(self, name: str) -> ModelStatus:
-        """Load what is unloaded or failed. A loaded model is left as it is: `unload` and then `load` renews it."""
-        return await self.load(name)
+        """Load what is unloaded or failed. A loaded model is replaced if its files have changed, else left as it is."""
+        entry = self.resolve(name)
+        if entry.state is not State.READY:
+            return await self.load(name)
+        async with self._change_of(entry.residence):
+            old = entry.residence
+            if old.state is State.READY and await old.files_changed():
+                await self._replace(old, self._new_residence(entry.config), old.entries)
+        return entry.status()
 
     async def unload(self, name: str, *, force: bool = False) -> ModelStatus:
         """Let go of the model's memory; returns when the process is gone. Requests in progress have the
         configuration's drain time, with `force` none."""
         entry = self.resolve(name)
-        await entry.unload(force=force, drain_secs=self._config.server.drain_timeout_secs)
+        await entry.residence.unload(force=force, drain_secs=self._config.server.drain_timeout_secs)
         return entry.status()
 
+    # --- changing models --------------------------------------------------------------------------------------------
+
+    def pin(self, name: str | None, pinned: bool) -> ModelStatus:
+        """Have a model stay in memory once it is there, or no longer. It is not loaded for that."""
+        entry = self.resolve(name)
+        entry.pinned = pinned
+        if not pinned:
+            entry.residence.keep_again()
+        self._around.arbiter.changed()
+        return entry.status()
+
+    def set_default(self, name: str) -> Entry:
+        """The model of requests that name none, loaded or not."""
+        entry = self.resolve(name)
+        self._names.set_default(entry.id)
+        return entry
+
+    def set_budget(self, bytes_: Mapping[str, int]) -> None:
+        """New budgets by device; what no longer fits is unloaded when its requests have ended."""
+        for device, size in bytes_.items():
+            self._around.arbiter.set_budget(device, size)
+
     async def requantise(self, name: str | None, scheme: str) -> ModelStatus:
-        """Serve a model's weights in another quantisation (`none`, `int8`, `int4`, `int4-all`); the name means what it meant.
+        """Serve a model's weights in another quantisation (`none`, `int8`, `int4`); the name means what it meant.
 
         Raises `InvalidRequest` for a model without weights of its own, and what packing or loading raises.
         """
         entry = self.resolve(name)
         if entry.config.driver.type != "native" or entry.config.weights is None:
             raise InvalidRequest(f"{entry.id} has no weights that could be quantised", param="model_id")
-        await entry.requantise(scheme, drain_secs=self._config.server.drain_timeout_secs)
+        return await self.change(entry.id, quantization=scheme)
+
+    async def change(self, name: str | None, **keys: object) -> ModelStatus:
+        """Change keys of a model's configuration while it serves. What belongs to the name applies at once; for all else a
+        loaded model is replaced, and is what it was where that fails: the reason is raised."""
+        entry = self.resolve(name)
+        async with self._change_of(entry.residence):
+            before = entry.config
+            changed = msgspec.structs.replace(before, **keys)
+            if changed == before:
+                return entry.status()
+            if residence_key(changed) == residence_key(before):
+                self._rename(entry, changed)
+            else:
+                await self._rebuild(entry, changed)
         return entry.status()
+
+    def _rename(self, entry: Entry, changed: ModelConfig) -> None:
+        models = [changed if one is entry else one.config for one in self.entries()]
+        self._names = Names(models, default=self._names.default)
+        if changed.pin != entry.config.pin:
+            entry.pinned = changed.pin
+        entry.config = changed
+        entry.residence.keep_again()
+        self._around.arbiter.changed()
+
+    async def _rebuild(self, entry: Entry, changed: ModelConfig) -> None:
+        old, before = entry.residence, entry.config
+        successor = self._residence_for(changed)
+        in_use = old.state is State.READY or old.leaving or old.progress is not None
+        try:
+            if successor.state is not State.READY:
+                await successor.prepare()  # packed first, while the model goes on as it is
+            entry.config = changed
+            if in_use:
+                await self._replace(old, successor, [entry])
+            else:
+                entry.move(successor)
+        except BaseException:
+            entry.config = before
+            raise
+        finally:
+            self._tidy()
+
+    async def _replace(self, old: Residence, successor: Residence, entries: Sequence[Entry]) -> None:
+        names = list(entries)
+        try:
+            await replace(old, successor, names, drain_secs=self._config.server.drain_timeout_secs)
+        finally:
+            self._tidy()
+
+    def _change_of(self, residence: Residence) -> asyncio.Lock:
+        """One change at a time of what answers for a model."""
+        return self._changing.setdefault(residence, asyncio.Lock())
+
+    def _tidy(self) -> None:
+        """Forget residences that answer for nobody and hold nothing."""
+        for residence in list(self._residences):
+            if not residence.entries and residence.at_rest:
+                del self._residences[residence]
+                self._changing.pop(residence, None)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -171,8 +306,8 @@ class Catalog:
         self._closing = True
         try:
             async with asyncio.timeout(timeout):
-                for entry in self.entries():
-                    await entry.idle()
+                for residence in list(self._residences):
+                    await residence.idle()
         except TimeoutError:
             return False
         return True
@@ -184,27 +319,37 @@ class Catalog:
         for task in loads:
             task.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
-        await asyncio.gather(*(entry.close() for entry in self.entries()))
+        await asyncio.gather(*(residence.close() for residence in list(self._residences)))
 
     async def _preload(self, entry: Entry) -> None:
         try:
-            await entry.load()
+            await entry.residence.load(entry, insist=False)
+        except NoRoom as error:
+            log.warning("%s is left unloaded until it is asked for: %s", entry.id, error.message)
         except InferloomError as error:
             log.error("%s could not be loaded: %s", entry.id, error.message)
 
-    def _note(self, change: Transition) -> None:
+    def _note(self, residence: Residence, change: Transition) -> None:
+        for entry in list(residence.entries):
+            self._tell(msgspec.structs.replace(change, id=entry.id))
+
+    def _tell(self, change: Transition) -> None:
         if change.new is State.READY and change.load_seconds is not None:
             log.info("%s: ready in %.2f s", change.id, change.load_seconds)
         elif change.new is State.FAILED:
             log.warning("%s: failed: %s", change.id, change.reason)
+        elif change.cause is not None:
+            log.info("%s: %s (%s)", change.id, change.new, change.reason or change.cause)
         else:
             log.info("%s: %s", change.id, change.new)
         for observer in self._observers:
             observer(change)
 
-    def _note_progress(self, model: str, progress: LoadProgress) -> None:
-        for observer in self._progress_observers:
-            observer(model, progress)
+    def _note_progress(self, residence: Residence, progress: LoadProgress) -> None:
+        told = residence.replaces if residence.replaces is not None else residence
+        for entry in list(told.entries):
+            for observer in self._progress_observers:
+                observer(entry.id, progress)
 
 
 def _from_driver(

@@ -103,4 +103,6 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     new: State
     reason: str | None = None
     load_seconds: float | None = None  # with `ready`
-    cause: str | None = None  # of a departure nobody asked for: evicted, expired; of what took its place: replaced
+    cause: str | None = (
+        None  # of a departure nobody asked for: evicted, expired; of what took its place: replaced
+    )

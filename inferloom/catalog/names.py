@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from inferloom.config.schema import ModelConfig
-from inferloom.errors import ConfigError, ModelNotFound
+from inferloom.errors import ConfigError, Conflict, ModelNotFound
 from inferloom.sources.table import SHORT_NAMES
 
 DEFAULT = "default"
@@ -51,6 +51,14 @@ class Names:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         served = ", ".join(self.ids) or "none"
         raise ModelNotFound(f"model not found: {name!r}.{hint} Served here: {served}.", param="model")
+
+    def set_default(self, id_: str) -> None:
+        """Raises `Conflict` where a model is called `default`, which it must then be."""
+        if self._names.get(DEFAULT, id_) != id_:
+            raise Conflict(
+                f"the name {DEFAULT!r} belongs to the model {self._names[DEFAULT]!r}, which must stay the default model"
+            )
+        self.default = id_
 
     def _the_default(self) -> str:
         if self.default is None:

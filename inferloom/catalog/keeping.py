@@ -1,0 +1,59 @@
+"""How long a model that nobody uses stays: for every name it goes by, until when."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from inferloom.config.quantities import FOREVER
+
+
+class Keeping:
+    """A timer over the names of one model. The time of a name counts from the end of its last lease, and of the load; a
+    model goes when the time of every name that was used is over. `expired` is called then, unless the timer was stopped:
+    it is while the model loads, while it is leased and while anybody waits for it."""
+
+    def __init__(self, expired: Callable[[], None], *, clock: Callable[[], float]) -> None:
+        self._expired = expired
+        self._clock = clock
+        self._until: dict[str, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def until(self) -> float | None:
+        """When it ends, on the clock; None while the timer is stopped or there is no end."""
+        if self._timer is None:
+            return None
+        return max(self._until.values())
+
+    def used(self, name: str, *, keep: float) -> None:
+        """A lease by that name has ended: it counts for `keep` seconds from now."""
+        self._until[name] = self._clock() + keep
+
+    def loaded(self, name: str, *, keep: float) -> None:
+        """Nothing was asked of it yet. A model that goes when it is idle would go at once: it stays for its first
+        request."""
+        self._until.setdefault(name, self._clock() + (keep or FOREVER))
+
+    def forget(self) -> None:
+        """It was unloaded."""
+        self.stop()
+        self._until.clear()
+
+    def start(self) -> None:
+        """Nobody uses it now."""
+        self.stop()
+        until = max(self._until.values(), default=FOREVER)
+        if math.isfinite(until):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, until - self._clock()), self._fire)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._expired()

@@ -1,0 +1,65 @@
+"""What a load would do, without doing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from inferloom.catalog.ledger import Kinds
+from inferloom.catalog.lifecycle import State
+from inferloom.catalog.residence import READING, STARTING
+
+if TYPE_CHECKING:
+    from inferloom.catalog.arbiter import Arbiter
+    from inferloom.catalog.entry import Entry
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """`fits` is None where the bytes are not known: the files are not ready on this machine. `seconds` is what the last load
+    took, else a guess from the bytes; the requests of those that go are not waited for in it."""
+
+    model: str
+    loaded: bool
+    fits: bool | None = None
+    device: str
+    needs: Kinds | None = None  # with the pages it would get, or wants where they are not free yet
+    free: int = 0  # bytes of the device
+    evicts: tuple[str, ...] = ()  # models, in no order
+    waits: bool = False  # for others that load, leave or have requests
+    seconds: float | None = None
+    reason: str | None = None  # why it cannot be loaded
+
+
+async def plan_of(entry: Entry, arbiter: Arbiter) -> Plan:
+    """See `Plan`. Raises what looking for the files raises."""
+    at = entry.residence
+    free = arbiter.ledger.free(at.device)
+    measured = at.report.seconds if at.report is not None else None
+    if at.state is State.READY:
+        held = None if at.reservation is None else arbiter.ledger.of(at.reservation)
+        return Plan(
+            model=entry.id, loaded=True, fits=True, device=at.device, needs=held, free=free, seconds=0.0
+        )
+    footprint = await at.expected()
+    if footprint is None:
+        return Plan(model=entry.id, loaded=False, device=at.device, free=free, seconds=measured)
+    needs = Kinds(
+        weights=footprint.weights,
+        kv=footprint.kv_page * footprint.kv_pages,
+        workspace=footprint.workspace,
+    )
+    decision = arbiter.decide(at, footprint, arbiter.queue(), insists=True)
+    seconds = STARTING + footprint.least / READING if measured is None else measured
+    return Plan(
+        model=entry.id,
+        loaded=False,
+        fits=decision.error is None,
+        device=at.device,
+        needs=needs if decision.kinds is None else decision.kinds,
+        free=free,
+        evicts=tuple(one.id for victim in decision.ended for one in victim.entries),
+        waits=decision.error is None and decision.kinds is None and not decision.ended,
+        seconds=seconds if decision.error is None else None,
+        reason=None if decision.error is None else decision.error.message,
+    )

@@ -1,0 +1,59 @@
+"""One residence takes the place of another: beside it where there is room, after it where there is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inferloom.catalog.arbiter import NoRoom
+from inferloom.catalog.entry import Entry
+from inferloom.catalog.lifecycle import State
+from inferloom.catalog.residence import Residence
+from inferloom.errors import InferloomError
+
+
+async def replace(
+    old: Residence, successor: Residence, entries: Sequence[Entry], *, drain_secs: float
+) -> None:
+    """Have `entries`, names of `old`, answered for by `successor`, which is loaded. Requests in progress have `drain_secs`.
+
+    Where the successor cannot be loaded the names are what they were, `old` is loaded as it was, and the reason is raised.
+    `old` is left to those of its names that stay; with none left it is unloaded. At no time are there more than these two
+    workers.
+    """
+    stays = len(entries) < len(old.entries)
+    if successor.state is not State.READY:
+        try:
+            await _load_beside(old, successor)
+        except NoRoom:
+            if stays:
+                await successor.load()  # others go on with the old one: this is one model more
+            else:
+                await _load_after(old, successor, entries, drain_secs=drain_secs)
+                return
+    for entry in entries:
+        entry.move(successor)
+    if not stays:
+        await old.unload(force=False, drain_secs=drain_secs)
+
+
+async def _load_beside(old: Residence, successor: Residence) -> None:
+    old.successor, successor.replaces = successor, old
+    try:
+        await successor.load(insist=False)
+    finally:
+        old.successor = successor.replaces = None
+
+
+async def _load_after(
+    old: Residence, successor: Residence, entries: Sequence[Entry], *, drain_secs: float
+) -> None:
+    await old.unload(force=False, drain_secs=drain_secs)
+    for entry in entries:
+        entry.move(successor)
+    try:
+        await successor.load(entries[0])
+    except InferloomError:
+        for entry in entries:
+            entry.move(old)
+        await old.load(entries[0])
+        raise

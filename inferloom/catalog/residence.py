@@ -1,0 +1,504 @@
+"""One thing that can be in memory: its state, its one load at a time, its leases, its way out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from inferloom.catalog.arbiter import Arbiter, NoRoom
+from inferloom.catalog.eviction import Resident
+from inferloom.catalog.flight import Flight
+from inferloom.catalog.keeping import Keeping
+from inferloom.catalog.ledger import Reservation
+from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition
+from inferloom.catalog.proportion import pss_bytes
+from inferloom.config.schema import ModelConfig
+from inferloom.errors import (
+    InferloomError,
+    InvalidFormat,
+    LoadFailed,
+    ModelUnavailable,
+    OutOfMemory,
+    SourceError,
+    Unsupported,
+)
+from inferloom.runners.base import DeviceContext, ModelRunner, WeightSource
+from inferloom.sources.reference import PathRef, parse
+from inferloom.types import Footprint, LoadProgress, LoadReport, ModelCard
+from inferloom.worker.pacing import retry_delay
+
+if TYPE_CHECKING:
+    from inferloom.catalog.entry import Entry
+
+MakeRunner = Callable[[ModelConfig, Callable[[InferloomError], None]], ModelRunner]
+
+# Trying again at once cannot help where the cause lies in the files or in the machine's size.
+LASTING = (SourceError, InvalidFormat, OutOfMemory)
+READING = 1e9  # bytes per second that a load is guessed to take where none was measured
+STARTING = 0.1  # seconds, likewise
+
+_numbers = itertools.count(1)
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What residences have in common."""
+
+    arbiter: Arbiter
+    make_runner: MakeRunner
+    changed: Callable[[Residence, Transition], None]
+    progressed: Callable[[Residence, LoadProgress], None]
+    clock: Callable[[], float]
+
+
+class Residence:
+    """The weights of one configuration in one worker, whatever names it goes by. Used from one event loop."""
+
+    def __init__(self, config: ModelConfig, around: Surroundings) -> None:
+        self.config = config
+        self.id = config.name
+        self.key = f"{config.name}#{next(_numbers)}"
+        self.device = config.driver.device[0]
+        self.entries: list[Entry] = []  # the names it goes by
+        self.state = State.DECLARED
+        self.since = around.clock()
+        self.reservation: Reservation | None = None  # the arbiter's business
+        self.replaces: Residence | None = None  # that it is loaded beside, to take its place
+        self.successor: Residence | None = None  # that is loaded beside it
+        self.runner: ModelRunner | None = None  # of a loaded model; requests take a lease
+        self.card: ModelCard | None = None
+        self.report: LoadReport | None = None
+        self.progress: LoadProgress | None = None
+        self.error: InferloomError | None = None
+        self.retry_at: float | None = None
+        self.leases = 0
+        self.loads = 0
+        self.evictions = 0
+        self.freed_bytes: int | None = None
+        # what was a path once is never looked for on the hub, whatever becomes of the path
+        self.place = _place(config.weights)
+        self.keeping = Keeping(self._expire, clock=around.clock)
+        self._around = around
+        self._used_at = around.clock()
+        self._measured: int | None = None
+        self._failures = 0  # in a row, crashes and failed loads alike
+        self._insisting = 0
+        self._asked_by: Entry | None = None  # who the load in progress began for
+        self._flight: Flight | None = None
+        self._leaving: asyncio.Task[None] | None = None  # the unload in progress
+        self._deadlines: list[asyncio.TimerHandle] = []  # of that unload's drain
+        self._measuring: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._force = asyncio.Event()
+        self._closed = False
+
+    # --- what is known ----------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for it."""
+        return sum(entry.waiting for entry in self.entries)
+
+    @property
+    def insists(self) -> bool:
+        """Whether somebody wants it now, so that others may have to go for it."""
+        return self._insisting > 0 or self.waiting > 0
+
+    @property
+    def pinned(self) -> bool:
+        return any(entry.pinned for entry in self.entries)
+
+    @property
+    def priority(self) -> int:
+        return max((entry.config.priority for entry in self.entries), default=self.config.priority)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        configs = [entry.config for entry in self.entries] or [self.config]
+        return frozenset(config.group for config in configs if config.group is not None)
+
+    @property
+    def leaving(self) -> bool:
+        return self._leaving is not None
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is loaded, comes or goes."""
+        return self.runner is None and self._flight is None and self._leaving is None
+
+    @property
+    def bytes(self) -> ModelBytes | None:
+        if self.reservation is None:
+            return None
+        kinds = self._around.arbiter.ledger.of(self.reservation)
+        measured = self._measured
+        return ModelBytes(
+            weights=kinds.weights,
+            kv=kinds.kv,
+            workspace=kinds.workspace,
+            estimate=kinds.total,
+            measured=measured,
+            error=measured / kinds.total - 1 if measured is not None and kinds.total else None,
+        )
+
+    def evictable(self, now: float) -> bool:
+        """Whether it is in memory, and nobody's wish keeps it there or is just about to be served."""
+        if self.state is not State.READY or self.leaving or self.pinned or self.successor is not None:
+            return False
+        return not self.waiting
+
+    def resident(self, now: float, bytes_: int) -> Resident:
+        """As the policies see it."""
+        seconds = self.report.seconds if self.report else STARTING + bytes_ / READING
+        return Resident(
+            id=self.key,
+            device=self.device,
+            bytes=bytes_,
+            idle_secs=0.0 if self.leases else max(0.0, now - self._used_at),
+            reload_secs=seconds,
+            priority=self.priority,
+            pinned=self.pinned,
+            leased=self.leases > 0,
+            waiting=self.waiting,
+        )
+
+    def source_is_gone(self) -> bool:
+        """Whether a model that is not loaded could not be: its folder or file is not there any more."""
+        if self.state not in (State.DECLARED, State.UNLOADED) or self.place is None:
+            return False
+        return not self.place.exists()
+
+    def source(self) -> WeightSource:
+        return WeightSource(
+            source=str(self.place or self.config.weights or ""),
+            tokenizer=self.config.tok_model_id,
+            quantization=self.config.quantization,
+        )
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def take(self) -> ModelRunner:
+        """A lease on a model that is ready."""
+        assert self.state is State.READY and self.runner is not None
+        self.leases += 1
+        self._idle.clear()
+        self.keeping.stop()
+        return self.runner
+
+    def give_back(self, runner: ModelRunner, *, name: str, keep: float, served: bool) -> None:
+        """`served`: nothing went wrong, so what crashed before is forgotten. `keep`: seconds it may stay idle now."""
+        self.leases -= 1
+        self._used_at = self._around.clock()
+        ready = self.state is State.READY
+        if served and runner is self.runner and ready:
+            self._failures = 0
+        self.keeping.used(name, keep=keep)
+        if not self.leases:
+            self._idle.set()
+            if ready:
+                self.keeping.start()
+            self._around.arbiter.changed()
+
+    async def idle(self) -> None:
+        """Returns when no lease is held."""
+        await self._idle.wait()
+
+    def _expire(self) -> None:
+        if self.state is not State.READY or self.leases or self.waiting or self.leaving:
+            return
+        if not self.pinned and self.successor is None:
+            self.depart(
+                force=False, drain_secs=None, cause="expired", reason="it was idle for its keep_alive"
+            )
+
+    def keep_again(self) -> None:
+        """Something else decides now how long it stays: a pin was taken off."""
+        if self.state is State.READY and not self.leases:
+            self.keeping.start()
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    async def load(self, entry: Entry | None = None, *, insist: bool = True) -> None:
+        """Load now, whatever failed before; nothing to do where it is loaded. Without `insist` nobody has to go for it."""
+        self._insisting += insist
+        try:
+            while self.state is not State.READY:
+                await self.become_ready(entry, paced=False)
+        finally:
+            self._insisting -= insist
+
+    async def become_ready(self, entry: Entry | None, *, paced: bool) -> None:
+        """Take part in what leads to a loaded model; may return before it is one. `paced`: not soon after a failure."""
+        if self._closed:
+            raise ModelUnavailable("the server is shutting down", retry_after=5.0)
+        if self._leaving is not None:
+            await asyncio.shield(self._leaving)
+            return
+        if self._flight is None:
+            if paced and self.state is State.FAILED:
+                self._refuse_early()
+            self._take_off(entry)
+        flight = self._flight
+        assert flight is not None
+        self._around.arbiter.changed()  # who waits for room may insist from now on
+        if not await flight.joined() and flight.stopped and not paced:
+            # a request goes on waiting and loads it again
+            raise ModelUnavailable(
+                f"the load of {self.id} was stopped by an unload; ask again to load it", retry_after=1.0
+            )
+
+    def _take_off(self, entry: Entry | None, *, kept: bool = False) -> None:
+        self._asked_by = entry
+        self._flight = Flight(self._load(), name=f"load {self.id}", landed=self._land, kept=kept)
+
+    def _land(self) -> None:
+        self._flight = self.progress = None
+
+    def _refuse_early(self) -> None:
+        wait = (self.retry_at or 0.0) - self._around.clock()
+        if wait > 0 and self.error is not None:
+            raise ModelUnavailable(
+                f"the model {self.id} cannot be loaded: {self.error.message} (next try in {wait:.1f} s)",
+                retry_after=wait,
+            )
+
+    async def _load(self) -> None:
+        """The one load: at most two tries, the second at once where the cause may have passed."""
+        try:
+            while True:
+                self._go(State.LOADING)
+                self._note_progress(LoadProgress("start"))
+                try:
+                    await self._try_load()
+                except NoRoom as error:
+                    if error.insisted:
+                        self._fail(error)
+                    else:
+                        self._go(State.UNLOADED)
+                    raise
+                except InferloomError as error:
+                    self._fail(error)
+                    if self._failures > 1 or isinstance(error, LASTING):
+                        raise
+                else:
+                    return
+        except asyncio.CancelledError:
+            self._go(State.UNLOADED)
+            raise
+
+    async def _try_load(self) -> None:
+        try:
+            await self._bring_in()
+        except Unsupported as error:
+            # whoever asks did nothing wrong: it is the checkpoint that this version cannot run
+            raise InvalidFormat(error.message) from error
+        except InferloomError:
+            raise
+        except Exception as error:
+            # a defect of ours or of a library: it must not leave the model loading for ever
+            raise LoadFailed(f"loading {self.id} failed: {type(error).__name__}: {error}") from error
+        self.loads += 1
+        self.error = None
+        self._used_at = self._around.clock()
+        self._go(State.READY)
+        if self._asked_by is not None:
+            self.keeping.loaded(self._asked_by.id, keep=self._asked_by.keep_alive)
+        self.keeping.start()
+        self._measuring = asyncio.create_task(self._measure(), name=f"measure {self.id}")
+        self._around.arbiter.changed()
+
+    async def _bring_in(self) -> None:
+        arbiter = self._around.arbiter
+        self.place = self.place or _place(self.config.weights)
+        runner = self._around.make_runner(self.config, self._died)
+        source = self.source()
+        try:
+            footprint = await runner.footprint(source, self._note_progress)
+            if footprint is not None:
+                self._note_progress(LoadProgress("room"))
+                granted = await arbiter.room(self, footprint)
+                runner.grant(granted.kv)
+            self.report = await runner.load_weights(
+                DeviceContext(devices=tuple(self.config.driver.device)), source, self._note_progress
+            )
+            self._go(State.WARMING)
+        except BaseException:
+            arbiter.release(self)  # no process is left
+            raise
+        self.runner, self.card = runner, runner.card()
+        self._measured = None
+        if self.reservation is not None and self.card is not None:
+            held = arbiter.ledger.of(self.reservation)
+            if 0 < self.card.kv_bytes < held.kv:  # it found fewer pages to be enough
+                arbiter.ledger.change(self.reservation, msgspec.structs.replace(held, kv=self.card.kv_bytes))
+
+    async def expected(self) -> Footprint | None:
+        """What it would take; None where its files are not ready on this machine. Changes nothing."""
+        return await self._around.make_runner(self.config, _nobody).footprint(self.source(), fetch=False)
+
+    async def prepare(self) -> None:
+        """Have its files fetched, converted and packed, and load nothing."""
+        await self._around.make_runner(self.config, _nobody).footprint(self.source())
+
+    async def files_changed(self) -> bool:
+        """Whether a load would find other files than the loaded model was made of."""
+        if self.runner is None or self.runner.fingerprint is None:
+            return False
+        fresh = self._around.make_runner(self.config, _nobody)
+        await fresh.footprint(self.source())
+        return fresh.fingerprint != self.runner.fingerprint
+
+    async def _measure(self) -> None:
+        runner, pid = self.runner, getattr(self.runner, "pid", None)
+        measured = None if pid is None else await asyncio.to_thread(pss_bytes, pid)
+        if runner is self.runner:
+            self._measured = measured
+
+    def _note_progress(self, progress: LoadProgress) -> None:
+        self.progress = progress
+        self._around.progressed(self, progress)
+
+    def _fail(self, error: InferloomError) -> None:
+        self.error = error
+        if isinstance(error, NoRoom):
+            self.retry_at = None  # room may come at any time, and finding none costs nothing
+        else:
+            self._failures += 1
+            # an error that will last is not worth the retry at once
+            pause = max(retry_delay(self._failures), 1.0 if isinstance(error, LASTING) else 0.0)
+            self.retry_at = self._around.clock() + pause
+        self._go(State.FAILED)
+
+    def _died(self, error: InferloomError) -> None:
+        """The worker of a loaded model is gone; its requests have failed by now."""
+        if self.state is not State.READY:
+            return  # an unload is on its way and will find it gone
+        self.runner = None
+        self.keeping.stop()
+        self._fail(error)
+        self._around.arbiter.release(self)
+        if self._failures == 1 and not self._closed and self.entries:
+            self._take_off(None, kept=True)  # the one retry at once: nobody has to ask for it
+
+    # --- unloading --------------------------------------------------------------------------------------------------
+
+    async def unload(self, *, force: bool, drain_secs: float) -> None:
+        """Returns when the process is gone. Without `force`, requests in progress have `drain_secs` to end.
+
+        A load in progress is stopped; a failure is forgotten. Several callers share one unload.
+        """
+        leaving = self.depart(force=force, drain_secs=drain_secs)
+        if leaving is not None:
+            await asyncio.shield(leaving)
+
+    def evict(self, reason: str) -> None:
+        """Go for the sake of others, once the requests it has are answered."""
+        self.evictions += 1
+        self.depart(force=False, drain_secs=None, cause="evicted", reason=reason)
+
+    async def close(self) -> None:
+        """Unload at once and for good: whoever still waits is told, and nothing is loaded any more."""
+        self._closed = True
+        await self.unload(force=True, drain_secs=0.0)
+
+    def depart(
+        self, *, force: bool, drain_secs: float | None, cause: str | None = None, reason: str | None = None
+    ) -> asyncio.Task[None] | None:
+        """Begin to unload and return what does it; None where nothing is loaded. Without `drain_secs` requests have all the
+        time that they have by themselves; a later call can shorten it."""
+        if self.successor is not None:
+            self.successor.depart(force=True, drain_secs=0.0)
+        if self._leaving is None:
+            if self._flight is None and self.state is not State.READY:
+                self._forget()
+                return None
+            self.keeping.forget()
+            if self.state is State.READY:
+                self._go(State.DRAINING, cause=cause, reason=reason)
+            self._leaving = asyncio.create_task(self._leave(cause), name=f"unload {self.id}")
+        if force:
+            self._force.set()
+        elif drain_secs is not None:
+            loop = asyncio.get_running_loop()
+            self._deadlines.append(loop.call_later(drain_secs, self._force.set))
+        return self._leaving
+
+    async def _leave(self, cause: str | None) -> None:
+        try:
+            if self._flight is not None:
+                await self._flight.stop()
+                if self.state is State.READY:  # it had just landed
+                    self._go(State.DRAINING, cause=cause)
+            if self.state is State.DRAINING:
+                await self._drain()
+                if cause is None:
+                    await self._measure()
+                self.freed_bytes = self._measured
+                self._go(State.UNLOADING, cause=cause)
+                runner, self.runner = self.runner, None
+                if runner is not None:
+                    await runner.close()
+                self._around.arbiter.release(self)
+                self._go(State.UNLOADED, cause=cause)
+            self._forget()
+        finally:
+            for timer in self._deadlines:
+                timer.cancel()
+            self._deadlines.clear()
+            self._force.clear()
+            self._leaving = None
+
+    async def _drain(self) -> None:
+        waits = [asyncio.create_task(self._idle.wait()), asyncio.create_task(self._force.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _forget(self) -> None:
+        self._failures, self.retry_at, self.error = 0, None, None
+        if self.state in (State.DECLARED, State.FAILED):
+            self._go(State.UNLOADED)
+
+    def _go(self, new: State, *, cause: str | None = None, reason: str | None = None) -> None:
+        old = self.state
+        if new is old:
+            return
+        assert new in NEXT[old], f"{self.id}: {old} → {new}"
+        self.state = new
+        self.since = self._around.clock()
+        failed, ready = new is State.FAILED, new is State.READY
+        if failed and self.error is not None:
+            reason = self.error.message
+        self._around.changed(
+            self,
+            Transition(
+                id=self.id,
+                old=old,
+                new=new,
+                reason=reason,
+                load_seconds=self.report.seconds if ready and self.report is not None else None,
+                cause=cause,
+            ),
+        )
+
+
+def _place(source: str | None) -> Path | None:
+    """The path a source is, absolute; None for what is fetched, and for what is not there."""
+    if not source:
+        return None
+    try:
+        ref = parse(source).ref
+    except SourceError:
+        return None
+    return ref.path if isinstance(ref, PathRef) else None
+
+
+def _nobody(error: InferloomError) -> None:
+    """Of a runner that is never loaded."""
