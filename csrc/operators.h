@@ -87,6 +87,8 @@ struct AttentionSpec {
   float scale;
   float soft_cap;        // 0: none
   int32_t window;        // 0: none; w: itself and the w - 1 tokens before
+  // Sinks and masks are computed and tested here, but no model reaches them: no family that the loader reads has sinks (the step would pass
+  // them on), and the step knows no masks.
   const float* sinks;    // [heads] or null: a logit of each head that takes part in the softmax and has no value
   // Run-length masks: row r sees the positions of the runs mask_runs[mask_starts[r] … mask_starts[r + 1]), lengths of hidden, seen, hidden …
   // positions in turn; past the last run all is hidden. Null: causal alone. Causality holds in any case.
@@ -133,7 +135,7 @@ struct Operators {
   // output = soft_cap * tanh(x / soft_cap), in place, over [row_begin, row_end) of logits.
   void (*soft_cap)(float* logits, int64_t stride, int cols, float cap, int row_begin, int row_end);
   SamplingOperators sampling;
-  LoraOperators lora;
+  LoraOperators lora;  // tested by itself: the step has no adapters yet
 };
 
 size_t attention_scratch(const AttentionSpec&);  // floats
