@@ -18,7 +18,8 @@ from dataclasses import replace
 
 import torch
 
-from inferloom.engine.sampler import Draw, sample
+from inferloom.engine.draws import Draw
+from inferloom.engine.sampler import sample
 from inferloom.engine.sequence import Sequence as Decoding
 from inferloom.engine.speculation import Average, common_length
 from inferloom.engine.speculator import MOST_ROWS, Speculator, forced_tokens, permitted
@@ -76,10 +77,7 @@ class ModelSpeculator(Speculator):
         room = min(room, MOST_ROWS)
         hopeful: list[Decoding] = []
         chances: list[float] = []
-        for sequence in decoding:
-            foresight, limit = self._foresight(sequence), self._limit(sequence)
-            if limit < 1:
-                continue
+        for sequence, foresight, limit in self._candidates(decoding):
             if forced := forced_tokens(sequence, min(limit, room)):
                 foresight.forced = True
                 sequence.draft = forced[: reserve(sequence, len(forced))]

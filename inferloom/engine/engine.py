@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from inferloom.engine.draft_model import ModelSpeculator
+from inferloom.engine.draws import Sampled
 from inferloom.engine.forward_pass import ForwardPass, ScoredSpan
 from inferloom.engine.grammar import Compiler, GrammarError, Masker, Matcher
 from inferloom.engine.messages import Generate, Rejected, SequenceStep, Stats
+from inferloom.engine.page_room import PageRoom
 from inferloom.engine.pages import PagePool
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.policy import PolicyName, make_policy
 from inferloom.engine.prefix_cache import PrefixCache
-from inferloom.engine.sampler import Sampled, logprobs, sample
+from inferloom.engine.sampler import logprobs, sample
 from inferloom.engine.scheduler import Plan, Scheduler
 from inferloom.engine.sequence import Request, Sequence
 from inferloom.engine.speculator import LookupSpeculator, Speculator
@@ -45,6 +47,8 @@ class Engine:
         executor: Executor,
         *,
         pages: int,
+        most_pages: int | None = None,
+        least_pages: int = 1,
         max_batch_tokens: int = 10240,
         max_batch_size: int = 512,
         max_model_len: int | None = None,
@@ -57,7 +61,7 @@ class Engine:
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Allocates `pages` pages of KV (raises `OutOfMemory`).
+        """Allocates `pages` pages of KV (raises `OutOfMemory`), which may become `most_pages` and `least_pages` (`resize`).
 
         `max_model_len` (default: the executor's card) is cut to what the pages hold; read it back from the
         attribute. `speculative_tokens`: the longest draft, from a sequence's own text or by the model `draft` (a vocabulary
@@ -65,11 +69,11 @@ class Engine:
         first grammar asks for it. `eos_token_ids`: the model's end tokens, with which a grammar ends; other requests bring
         theirs in `stop_token_ids`.
         """
-        executor.allocate_kv(pages)
+        most_pages = max(pages, most_pages or pages)
+        executor.allocate_kv(most_pages)
         self._executor = executor
         self._clock = clock
-        self.max_model_len = min(max_model_len or executor.card.max_model_len, pages * PAGE_SIZE)
-        self._pool = PagePool(pages)
+        self._pool = PagePool(pages, capacity=most_pages)
         self._cache = PrefixCache(self._pool) if prefix_cache else None
         self._policy = make_policy(batch_policy)
         self._scheduler = Scheduler(
@@ -85,10 +89,18 @@ class Engine:
         self._speculator: Speculator | None = None
         if speculative_tokens > 0 and draft is not None:
             self._speculator = ModelSpeculator(
-                draft, pages=pages, vocab_size=executor.vocab_size, most=speculative_tokens, clock=clock
+                draft, pages=most_pages, vocab_size=executor.vocab_size, most=speculative_tokens, clock=clock
             )
         elif speculative_tokens > 0:
             self._speculator = LookupSpeculator(most=speculative_tokens)
+        self.room = PageRoom(
+            self._pool,
+            self._cache,
+            executor.page_tables(),
+            drafting=draft.page_tables() if draft is not None else (),
+            longest=max_model_len or executor.card.max_model_len,
+            least=least_pages,
+        )
         ends = frozenset(eos_token_ids)
         self._masker = Masker(executor.vocab_size)
         self._compiler = (
@@ -155,6 +167,7 @@ class Engine:
             if gone:
                 self._scheduler.remove(sequence)
                 request.sequences.remove(sequence)
+        self.room.settle(self._requests.values())
 
     def rejections(self) -> list[Rejected]:
         """Requests refused since the last call."""
@@ -165,6 +178,15 @@ class Engine:
         """Drop the prefix cache."""
         if self._cache is not None:
             self._cache.clear()
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest context that requests may ask for; pages that go and come change it."""
+        return self.room.max_model_len
+
+    def resize(self, pages: int) -> int:
+        """Have so many KV pages, as `PageRoom.resize` says. Returns how many there are."""
+        return self.room.resize(pages, self._requests.values())
 
     @property
     def has_work(self) -> bool:
@@ -234,6 +256,7 @@ class Engine:
         )
         if self._speculator is not None and decoding == len(plan.chunks):
             self._speculator.observe(len(assembled.batch.token_ids), seconds)
+        self.room.settle(self._requests.values())
         return steps
 
     def _speculate(self, speculator: Speculator, plan: Plan, *, decoding: int) -> None:

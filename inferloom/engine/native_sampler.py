@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inferloom.engine.draws import Draw
 from inferloom.engine.randomness import uniform
 from inferloom.kernels.native import library
-
-if TYPE_CHECKING:
-    from inferloom.engine.sampler import Draw
 
 
 class NativeSampler:

@@ -8,7 +8,7 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import isfinite
@@ -16,9 +16,9 @@ from math import isfinite
 import numpy as np
 import torch
 
+from inferloom.engine.draws import Draw, Mask, Sampled
 from inferloom.engine.messages import Logprob, SamplingSpec
 from inferloom.engine.native_sampler import NativeSampler
-from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
 from inferloom.engine.row_sampler import RowSampler
 from inferloom.kernels.native import library
@@ -40,38 +40,6 @@ row_sampler = lru_cache(maxsize=4)(
 def native_sampler() -> NativeSampler | None:
     """The process's own, where there is an extension."""
     return NativeSampler() if library.available() else None
-
-
-@dataclass(slots=True)
-class Draw:
-    """One token to sample: from which row of the logits, how, and with which random number.
-
-    `ahead`: the drafted tokens that this draw takes for granted, which `penalties` have not seen.
-    """
-
-    row: int
-    sampling: SamplingSpec
-    choice: int
-    position: int
-    logprobs: int = -1
-    penalties: Penalties | None = None
-    ahead: Sequence[int] = ()
-
-
-@dataclass(slots=True)
-class Mask:
-    """What grammars allow: bool [len(draws), vocab], True is allowed; `draws` are indices into the list of draws."""
-
-    draws: list[int]
-    allowed: torch.Tensor
-
-
-@dataclass(slots=True)
-class Sampled:
-    """`token` is −1 if the row has no valid distribution (NaN, or nothing allowed)."""
-
-    token: int
-    logprob: Logprob | None = None
 
 
 def sample(logits: torch.Tensor, draws: list[Draw], mask: Mask | None = None) -> list[Sampled]:

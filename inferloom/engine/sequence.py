@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from inferloom.engine.messages import Generate, Logprob
 
 if TYPE_CHECKING:
+    from inferloom.engine.foresight import Foresight
     from inferloom.engine.grammar import Matcher
     from inferloom.engine.penalties import Penalties
-    from inferloom.engine.speculator import Foresight
 
 PRIORITY_STEPS = 1000  # one unit of priority is worth this many engine steps of waiting
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
-from inferloom.engine.drafts import NgramIndex
+from inferloom.engine.foresight import Foresight
 from inferloom.engine.sequence import Sequence as Decoding
 from inferloom.engine.speculation import Acceptance, StepCosts, draft_lengths
 
 FORCED = 0.98  # the chance of a token that a grammar forces: other spellings of the same text remain
 MOST_ROWS = 64  # drafted tokens in one step
-
-
-@dataclass(slots=True)
-class Foresight:
-    """What is known of one sequence's future. `forced`: a grammar forces the draft under way; `next`: the token that
-    the index foresees, whether or not it was worth a row (−1: none)."""
-
-    acceptance: Acceptance
-    index: NgramIndex = field(default_factory=NgramIndex)
-    forced: bool = False
-    next: int = -1
 
 
 class Speculator(ABC):
@@ -68,11 +56,14 @@ class Speculator(ABC):
         """How long a step without prompts took, from its forward pass on."""
         self._costs.observe(rows, seconds)
 
-    def _foresight(self, sequence: Decoding) -> Foresight:
-        if sequence.foresight is None:
-            sequence.foresight = Foresight(Acceptance(self._overall.chance))
-        sequence.foresight.forced, sequence.foresight.next = False, -1
-        return sequence.foresight
+    def _candidates(self, decoding: Sequence[Decoding]) -> Iterator[tuple[Decoding, Foresight, int]]:
+        """The sequences for which a draft can still matter, what is foreseen of them, and their longest draft."""
+        for sequence in decoding:
+            if sequence.foresight is None:
+                sequence.foresight = Foresight(Acceptance(self._overall.chance))
+            sequence.foresight.forced, sequence.foresight.next = False, -1
+            if (limit := self._limit(sequence)) > 0:
+                yield sequence, sequence.foresight, limit
 
     def _limit(self, sequence: Decoding) -> int:
         """The longest draft that can still matter: the token after it is sampled in the same step."""
@@ -93,8 +84,8 @@ class LookupSpeculator(Speculator):
         hopeful: list[Decoding] = []
         drafts: list[list[int]] = []
         chances: list[float] = []
-        for sequence in decoding:
-            draft, chance = self._draft(sequence)
+        for sequence, foresight, limit in self._candidates(decoding):
+            draft, chance = self._draft(sequence, foresight, limit)
             if draft:
                 hopeful.append(sequence)
                 drafts.append(draft)
@@ -112,11 +103,8 @@ class LookupSpeculator(Speculator):
             if length:
                 sequence.draft = draft[: reserve(sequence, length)]
 
-    def _draft(self, sequence: Decoding) -> tuple[list[int], float]:
+    def _draft(self, sequence: Decoding, foresight: Foresight, limit: int) -> tuple[list[int], float]:
         """A sequence's draft, none of its tokens an end, and the chance of each of them."""
-        foresight, limit = self._foresight(sequence), self._limit(sequence)
-        if limit < 1:
-            return [], 0.0
         foresight.index.update(sequence.tokens)
         if forced := forced_tokens(sequence, limit):
             foresight.forced = True

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from inferloom.engine.draws import Draw, Mask
 from inferloom.engine.grammar import Masker, Matcher
-from inferloom.engine.sampler import Draw, Mask
 from inferloom.engine.sequence import Sequence
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from inferloom.engine import sampler
+from inferloom.engine.draws import Draw, Mask, Sampled
 from inferloom.engine.messages import SamplingSpec
 from inferloom.engine.penalties import Penalties
 from inferloom.engine.randomness import uniform
-from inferloom.engine.sampler import Draw, Mask, Sampled, sample
+from inferloom.engine.sampler import sample
 
 SPECS = {
     "free": SamplingSpec(),
