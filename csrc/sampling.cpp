@@ -13,17 +13,22 @@ namespace inferloom {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// As in row_sampler.py, so that the same number draws the same token: where a nucleus is looked for, below the best score, and
-// the tokens that are worth sorting. A wider nucleus is drawn from in the order of ids.
+// As in row_sampler.py, so that the same number draws the same token: where a nucleus is looked for, below the best
+// score, and the tokens that are worth sorting. A wider nucleus is drawn from in the order of ids.
 constexpr float kCuts[] = {8.0f, 16.0f, 32.0f};
 constexpr size_t kMostSorted = 4096;
-constexpr int kBins = 4096;
-constexpr float kBinsPerNat = 64.0f;
+// A nucleus that is wider than that: how far below the best score its edge is looked for first, how many tokens around
+// it are worth sorting, and after how many passes they are sorted however many they are (ties).
+constexpr double kDeepest = 32;
+constexpr size_t kMostAtEdge = 1024;
+constexpr int kMostPasses = 6;
 
 struct Candidate {
   float logit;
   int32_t id;
-  bool operator<(const Candidate& other) const { return logit > other.logit || (logit == other.logit && id < other.id); }
+  bool operator<(const Candidate& other) const {
+    return logit > other.logit || (logit == other.logit && id < other.id);
+  }
 };
 
 // One thread's work on one row after another; the buffers are kept between rows.
@@ -37,7 +42,8 @@ class RowSampler {
   int32_t draw(const float* logits, const Draw& draw) {
     if (!look_at(logits)) return -1;
     if (!(draw.temperature > 0)) return first_best(logits);
-    const ScoredRow row{logits, vocab_, top_, std::max(draw.temperature, 1e-30f), draw.min_p > 0 ? std::log(draw.min_p) : -kInfinity};
+    const ScoredRow row{logits, vocab_, top_, std::max(draw.temperature, 1e-30f),
+                        draw.min_p > 0 ? std::log(draw.min_p) : -kInfinity};
     const bool limited = draw.top_k > 0 && draw.top_k < vocab_;
     if (limited) {
       best_of(logits, draw.top_k);
@@ -48,7 +54,8 @@ class RowSampler {
     ScoredRow everything = row;  // the mass is the whole vocabulary's, min-p or not
     everything.least = -kInfinity;
     const double whole = whole_mass(everything);
-    return find_nucleus(row, draw.top_p * whole) ? draw_among_best(row, draw, whole) : draw_nucleus(row, draw);
+    const double wanted = draw.top_p * whole;
+    return find_nucleus(row, wanted) ? draw_among_best(row, draw, whole) : draw_nucleus(row, draw, wanted);
   }
 
   // The best `count` logits, best first. `look_at` has seen the row.
@@ -71,8 +78,7 @@ class RowSampler {
 
   // Whether the row is a distribution; its maxima are kept.
   bool look_at(const float* logits) {
-    if (!ops_.maxima(logits, vocab_, maxima_.data())) return false;
-    top_ = *std::max_element(maxima_.begin(), maxima_.end());
+    top_ = ops_.maxima(logits, vocab_, maxima_.data());
     return std::isfinite(top_);
   }
 
@@ -93,7 +99,8 @@ class RowSampler {
     return sum;
   }
 
-  // Into best_, in the order of ids: the logits from `threshold` on. False, and not all of them, where they are more than `most`.
+  // Into best_, in the order of ids: the logits from `threshold` on. False, and not all of them, where they are more
+  // than `most`.
   bool gather(const float* logits, float threshold, size_t most) {
     best_.clear();
     float values[kMaximumBlock];
@@ -101,7 +108,8 @@ class RowSampler {
     for (size_t block = 0; block < maxima_.size(); ++block) {
       if (maxima_[block] < threshold) continue;
       const int32_t begin = static_cast<int32_t>(block) * kMaximumBlock;
-      const int32_t found = ops_.at_least(logits, begin, std::min(kMaximumBlock, vocab_ - begin), threshold, values, ids);
+      const int32_t found =
+          ops_.within(logits, begin, std::min(kMaximumBlock, vocab_ - begin), threshold, kInfinity, values, ids);
       for (int32_t i = 0; i < found; ++i) best_.push_back({values[i], ids[i]});
       if (best_.size() > most) return false;
     }
@@ -136,7 +144,9 @@ class RowSampler {
   int32_t draw_among_best(const ScoredRow& row, const Draw& draw, double whole) const {
     double before = 0, kept = 0;
     size_t last = 0;
-    const auto stays = [&](size_t i) { return (best_[i].logit - row.top) / row.temperature >= row.least && weights_[i] > 0; };
+    const auto stays = [&](size_t i) {
+      return (best_[i].logit - row.top) / row.temperature >= row.least && weights_[i] > 0;
+    };
     for (size_t i = 0; i < best_.size() && (i == 0 || before < draw.top_p * whole); ++i) {  // top_p = 0 leaves the best
       before += weights_[i];
       if (stays(i)) kept += weights_[i], last = i;
@@ -178,54 +188,76 @@ class RowSampler {
     return last;
   }
 
-  // Top-p where it reaches far into the vocabulary: the mass in bins of the score, and a sort of the one bin in which it reaches
-  // top_p. Tokens that tie with the nucleus' last belong to it. Drawn in the order of ids.
-  int32_t draw_nucleus(const ScoredRow& row, const Draw& draw) {
+  // Top-p where it reaches far into the vocabulary: passes over the weights close in on the nucleus' edge, and the few
+  // tokens around it are sorted. Tokens that tie with the nucleus' last belong to it. Drawn in the order of ids.
+  int32_t draw_nucleus(const ScoredRow& row, const Draw& draw, double wanted) {
     weights_.resize(static_cast<size_t>(vocab_));
     ScoredRow everything = row;
     everything.least = -kInfinity;
     ops_.weights(everything, 0, vocab_, weights_.data());
-    bins_.assign(kBins, 0);
-    for (int32_t i = 0; i < vocab_; ++i) bins_[bin_of(row, i)] += weights_[static_cast<size_t>(i)];
-    double sum = 0;
-    for (double mass : bins_) sum += mass;
-    const double wanted = draw.top_p * sum;
-    size_t last = 0;
-    double before = 0;
-    while (last + 1 < bins_.size() && before + bins_[last] < wanted) before += bins_[last++];
-    ordered_.clear();
-    for (int32_t i = 0; i < vocab_; ++i)
-      if (bin_of(row, i) == last) ordered_.push_back(weights_[static_cast<size_t>(i)]);
-    std::sort(ordered_.begin(), ordered_.end(), std::greater<float>());
-    size_t count = 0;
-    for (; count + 1 < ordered_.size() && before + ordered_[count] < wanted; ++count) before += ordered_[count];
-    const float threshold = ordered_.empty() ? 0.0f : ordered_[count];
-    double kept = 0;
-    for (int32_t i = 0; i < vocab_; ++i) {
-      float& weight = weights_[static_cast<size_t>(i)];
-      if (weight < threshold || (row.logits[i] - row.top) / row.temperature < row.least) weight = 0;
-      kept += weight;
+    ScoredRow nucleus = row;
+    double reached = surround_edge(wanted);
+    for (Candidate& c : best_) c.logit = row.logits[c.id];
+    std::sort(best_.begin(), best_.end());
+    for (const Candidate& c : best_) {
+      nucleus.least = std::max(row.least, (c.logit - row.top) / row.temperature);
+      reached += weights_[static_cast<size_t>(c.id)];
+      if (reached >= wanted) break;
     }
-    return invert(weights_.data(), vocab_, draw.dice * kept);
+    return draw_free(nucleus, draw.dice);
   }
 
-  static size_t bin_of(const ScoredRow& row, int32_t i) {
-    const float bin = (row.top - row.logits[i]) / row.temperature * kBinsPerNat;
-    return bin < kBins - 1 ? static_cast<size_t>(bin) : kBins - 1;
+  // Into best_: the tokens among whose weights the sum, largest first, reaches `wanted`; none where only rounding keeps
+  // it from that. Returns the sum of the larger ones.
+  double surround_edge(double wanted) {
+    float low = 0, high = 2;  // than which the best's weight is less
+    double before = 0, depth = 0, span = kDeepest;  // of `high`, and from there to `low`, below the best score
+    best_.clear();
+    for (int pass = 1;; ++pass) {
+      float edges[kWeightEdges];
+      double sums[kWeightEdges];
+      for (int k = 0; k < kWeightEdges; ++k)
+        edges[k] = static_cast<float>(std::exp(-depth - span * (k + 1) / kWeightEdges));
+      ops_.sums_from(weights_.data(), vocab_, edges, sums);
+      const int k =
+          static_cast<int>(std::find_if(sums, sums + kWeightEdges, [&](double sum) { return sum >= wanted; }) - sums);
+      if (k == kWeightEdges && pass == 1) return 0;
+      if (k < kWeightEdges) {
+        if (k > 0) high = edges[k - 1], before = sums[k - 1];
+        low = edges[k];
+        depth += span * k / kWeightEdges;
+        span /= kWeightEdges;
+      }
+      const bool last = pass == kMostPasses || k == kWeightEdges;
+      if (gather_weights(low, high, last ? weights_.size() : kMostAtEdge) || last) return before;
+    }
+  }
+
+  // The same as `gather`, by the weights in [low, high).
+  bool gather_weights(float low, float high, size_t most) {
+    best_.clear();
+    float values[kMassBlock];
+    int32_t ids[kMassBlock];
+    for (int32_t begin = 0; begin < vocab_; begin += kMassBlock) {
+      const int32_t found =
+          ops_.within(weights_.data(), begin, std::min(kMassBlock, vocab_ - begin), low, high, values, ids);
+      for (int32_t i = 0; i < found; ++i) best_.push_back({values[i], ids[i]});
+      if (best_.size() > most) return false;
+    }
+    return true;
   }
 
   const SamplingOperators& ops_;
   const int32_t vocab_;
   float top_ = 0;
   std::vector<float> maxima_, masses_, weights_, ordered_;
-  std::vector<double> bins_;
   std::vector<Candidate> best_;
 };
 
 }  // namespace
 
-void sample(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const Draw* draws, int32_t count,
-            int32_t* tokens, int threads) {
+void sample(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const Draw* draws,
+            int32_t count, int32_t* tokens, int threads) {
 #pragma omp parallel num_threads(std::max(1, std::min(threads, count)))
   {
     RowSampler sampler(operators.sampling, vocab);
@@ -234,8 +266,9 @@ void sample(const Operators& operators, const float* logits, int64_t stride, int
   }
 }
 
-void log_probabilities(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const int64_t* rows,
-                       const int32_t* tokens, int32_t count, int32_t best, float* chosen, int32_t* ids, float* values, int threads) {
+void log_probabilities(const Operators& operators, const float* logits, int64_t stride, int32_t vocab,
+                       const int64_t* rows, const int32_t* tokens, int32_t count, int32_t best, float* chosen,
+                       int32_t* ids, float* values, int threads) {
 #pragma omp parallel num_threads(std::max(1, std::min(threads, count)))
   {
     RowSampler sampler(operators.sampling, vocab);

@@ -109,12 +109,34 @@ void test_draws(const Operators& operators) {
       sample(operators, logits.data(), stride, vocab, &d, 1, alone.data(), 1);
       CHECK(alone[0] == tokens[i], "%s: a draw depends on the others", operators.name);
       if (d.temperature > 0)
-        CHECK(plausible(kept(row, d), d.dice, tokens[i]), "%s: vocabulary %d, row %d, T %g, top_k %d, top_p %g, min_p %g: drew %d",
-              operators.name, vocab, static_cast<int>(d.row), d.temperature, d.top_k, d.top_p, d.min_p, tokens[i]);
+        CHECK(plausible(kept(row, d), d.dice, tokens[i]),
+              "%s: vocabulary %d, row %d, T %g, top_k %d, top_p %g, min_p %g: drew %d", operators.name, vocab,
+              static_cast<int>(d.row), d.temperature, d.top_k, d.top_p, d.min_p, tokens[i]);
       else
-        CHECK(tokens[i] == std::max_element(row.begin(), row.end()) - row.begin(), "%s: greedy took %d", operators.name, tokens[i]);
+        CHECK(tokens[i] == std::max_element(row.begin(), row.end()) - row.begin(), "%s: greedy took %d", operators.name,
+              tokens[i]);
     }
   }
+}
+
+// Nuclei that are too wide to be sorted: ties, a few distinct scores, an edge among many, top-p next to 1.
+void test_wide_nuclei(const Operators& operators) {
+  const int vocab = 20011;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (float step : {0.0f, 0.25f, 1e-3f, 1e-7f})
+    for (double top_p : {0.001, 0.3, 0.9, 0.999, 0.99999999})
+      for (double dice : {0.0, 0.37, 0.9999999}) {
+        std::vector<float> row(static_cast<size_t>(vocab));
+        for (float& x : row) x = step > 0 ? step * std::nearbyint(normal(random) / step) : 3.0f;
+        row[17] = row[vocab - 1] = -kInfinity;
+        const Draw d{0, top_p, dice, 1.0f, 0.0f, 0};
+        int32_t token;
+        sample(operators, row.data(), vocab, vocab, &d, 1, &token, 1);
+        const std::vector<Weighted> tokens = kept(row, d);
+        CHECK(plausible(tokens, dice, token), "%s: steps of %g, top_p %g, dice %g: drew %d of %zu", operators.name,
+              step, top_p, dice, token, tokens.size());
+      }
 }
 
 void test_frequencies(const Operators& operators) {
@@ -130,7 +152,8 @@ void test_frequencies(const Operators& operators) {
   double sum = 0;
   for (float x : logits) sum += std::exp(x);
   for (size_t i = 0; i < logits.size(); ++i)
-    CHECK(std::fabs(counts[i] - times * std::exp(logits[i]) / sum) <= 1.5, "%s: token %zu was drawn %d times", operators.name, i, counts[i]);
+    CHECK(std::fabs(counts[i] - times * std::exp(logits[i]) / sum) <= 1.5, "%s: token %zu was drawn %d times",
+          operators.name, i, counts[i]);
 }
 
 void test_rows_without_a_distribution(const Operators& operators) {
@@ -166,16 +189,19 @@ void test_log_probabilities(const Operators& operators) {
     float chosen;
     std::vector<int32_t> ids(static_cast<size_t>(best));
     std::vector<float> values(ids.size()), sorted = logits;
-    log_probabilities(operators, logits.data(), vocab, vocab, &row, &token, 1, best, &chosen, ids.data(), values.data(), 1);
+    log_probabilities(operators, logits.data(), vocab, vocab, &row, &token, 1, best, &chosen, ids.data(), values.data(),
+                      1);
     CHECK(std::fabs(chosen - (logits[token] - std::log(sum))) < 1e-5, "%s: log probability off", operators.name);
     std::sort(sorted.begin(), sorted.end(), [](float a, float b) { return a > b; });
     for (int32_t i = 0; i < best; ++i)
-      CHECK(logits[ids[i]] == sorted[i] && std::fabs(values[i] - (sorted[i] - std::log(sum))) < 1e-5, "%s: place %d of the best", operators.name, i);
+      CHECK(logits[ids[i]] == sorted[i] && std::fabs(values[i] - (sorted[i] - std::log(sum))) < 1e-5,
+            "%s: place %d of the best", operators.name, i);
   }
 }
 
 void test(const Operators& operators) {
   test_draws(operators);
+  test_wide_nuclei(operators);
   test_frequencies(operators);
   test_rows_without_a_distribution(operators);
   test_log_probabilities(operators);
