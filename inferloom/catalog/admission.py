@@ -73,8 +73,8 @@ def next_load(
 ) -> Decision | None:
     """What to do for the models that wait for memory of one device.
 
-    Asked again whenever a lease ends, a request comes or goes, or a load is over: a decision holds until the next
-    one, and who was yielding before and is not any more goes on. `now_excluded`: residents that cannot make room
+    Asked again whenever a lease ends, a request comes or goes, a load is over, or `look_again_secs` have passed: a
+    decision holds until the next one, and who was yielding before and is not any more goes on. `now_excluded`: residents that cannot make room
     now, since they are being loaded or on their way out; who waits for nobody but them need not be among `waiting`.
 
     None: the residents go on with their work, because nobody waits, or because what is leased has not served its
@@ -118,6 +118,18 @@ def patience_secs(waiting: Sequence[Waiting], *, policy: Policy) -> float:
     that are asked for take, since nobody can be served faster than in that time."""
     terms = TERMS[policy]
     return max(terms.patience_secs, terms.patience_rounds * sum(one.load_secs for one in waiting))
+
+
+def look_again_secs(waiting: Sequence[Waiting], residents: Sequence[Resident], *, policy: Policy) -> float:
+    """When time alone may change what `next_load` says: a quantum is served or a patience runs out. Infinite where
+    it cannot."""
+    if not waiting:
+        return math.inf
+    quantum = TERMS[policy].quantum
+    patience = patience_secs(waiting, policy=policy)
+    moments = [_quantum_left(resident, quantum) for resident in residents if resident.leased]
+    moments += [patience - one.oldest_secs for one in waiting]
+    return min((moment for moment in moments if moment > 0), default=math.inf)
 
 
 def expected_waits(

@@ -1,0 +1,1 @@
+"""A fake clock, generated traces, and the policies that decide who is loaded next."""
