@@ -1,4 +1,5 @@
-// Low-rank adapters beside a linear layer, each row of a batch with its own: y[m] += scale · B (A x[m]) (Hu et al., LoRA, 2021).
+// Low-rank adapters beside a linear layer, each row of a batch with its own: y[m] += scale · B (A x[m]) (Hu et al.,
+// LoRA, 2021).
 #pragma once
 #include <cstdint>
 
@@ -27,7 +28,8 @@ struct LoraJob {
 struct LoraOperators {
   // reduced = A x, for rows [row_begin, row_end).
   void (*reduce)(const LoraJob&, int row_begin, int row_end);
-  // output += scale · B reduced, for output columns of blocks [block_begin, block_end) (16 each) and rows [row_begin, row_end).
+  // output += scale · B reduced, for output columns of blocks [block_begin, block_end) (16 each) and rows [row_begin,
+  // row_end).
   void (*expand)(const LoraJob&, int block_begin, int block_end, int row_begin, int row_end);
 };
 

@@ -1,8 +1,10 @@
-// Attention of a few query rows to the paged keys and values of their sequence, for all query heads that share a key-value head.
+// Attention of a few query rows to the paged keys and values of their sequence, for all query heads that share a
+// key-value head.
 //
-// Softmax runs online over blocks of kKeyBlock positions (Milakov & Gimelshein 2018; Dao et al., FlashAttention, 2022), in base 2: scores carry
-// the factor log2(e). Blocks and splits lie at fixed absolute positions and a position that a row does not see contributes exact zeros, so
-// a row's bits depend on its own position and context alone, not on its tile or on who computes which split.
+// Softmax runs online over blocks of kKeyBlock positions (Milakov & Gimelshein 2018; Dao et al., FlashAttention, 2022),
+// in base 2: scores carry the factor log2(e). Blocks and splits lie at fixed absolute positions and a position that a
+// row does not see contributes exact zeros, so a row's bits depend on its own position and context alone, not on its
+// tile or on who computes which split.
 #pragma once
 #include "../isa/math.h"
 #include "attention_buffers.h"
@@ -51,7 +53,8 @@ class AttentionTile {
 
   void load_queries(const float* q, int64_t q_stride) {
     for (int row = 0; row < unit_.rows; ++row) {
-      const float* heads = q + (unit_.sequence->first_row + unit_.row + row) * q_stride + int64_t{unit_.kv_head} * group_ * dim_;
+      const float* heads =
+          q + (unit_.sequence->first_row + unit_.row + row) * q_stride + int64_t{unit_.kv_head} * group_ * dim_;
       uint16_t* queries = buffers_.queries + int64_t{row} * group_ * dim_;
       for (int i = 0; i < group_ * dim_; i += 16) S::store_bf16(queries + i, S::load(heads + i));
     }
@@ -97,7 +100,8 @@ class AttentionTile {
     auto& lines = fetches_.front();
     for (int i = 0; i < 2 * elements; i += 32) {  // the values follow the keys
       if (i % 64 == 0) FetchQueue::fetch<S, 1>(lines);
-      S::store_pairs(expanded + i, S::pack(S::to_float(S::load_int8(bytes + i)), S::to_float(S::load_int8(bytes + i + 16))));
+      S::store_pairs(expanded + i,
+                     S::pack(S::to_float(S::load_int8(bytes + i)), S::to_float(S::load_int8(bytes + i + 16))));
     }
     keys_[page] = expanded;
     values_[page] = expanded + elements;
@@ -113,7 +117,8 @@ class AttentionTile {
 
   template <int VECTORS>
   void score_pages(int page) {
-    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { score_tile<decltype(rows)::value, VECTORS>(q, page); });
+    for_row_tiles<kProductRows<S>>(queries_,
+                                   [&](auto rows, int q) { score_tile<decltype(rows)::value, VECTORS>(q, page); });
   }
 
   template <int ROWS, int VECTORS>
@@ -125,7 +130,8 @@ class AttentionTile {
       for (int v = 0; v < VECTORS; ++v) sums[i][v] = S::zero();
     multiply<S>({buffers_.queries + q * dim_, dim_, 2 * kKeyLanes, dim_ / 2}, keys, fetches_.front(), sums);
     for (int i = 0; i < ROWS; ++i)
-      for (int v = 0; v < VECTORS; ++v) S::store(buffers_.scores + (q + i) * kKeyBlock + (page * 2 + v) * 16, sums[i][v]);
+      for (int v = 0; v < VECTORS; ++v)
+        S::store(buffers_.scores + (q + i) * kKeyBlock + (page * 2 + v) * 16, sums[i][v]);
   }
 
   // Finishes the scores of the heads of a row, all but a last factor: what the row does not see becomes −∞.
@@ -227,7 +233,8 @@ class AttentionTile {
 
   template <int VECTORS>
   void add_values_columns(int d, int begin, int end) {
-    for_row_tiles<kProductRows<S>>(queries_, [&](auto rows, int q) { add_values_tile<decltype(rows)::value, VECTORS>(q, d, begin, end); });
+    for_row_tiles<kProductRows<S>>(
+        queries_, [&](auto rows, int q) { add_values_tile<decltype(rows)::value, VECTORS>(q, d, begin, end); });
   }
 
   template <int ROWS, int VECTORS>
@@ -252,7 +259,8 @@ class AttentionTile {
   void add_pairs(int q, int pair, int pairs, const uint16_t* values, int d, F (&sums)[ROWS][VECTORS]) {
     const uint16_t* vectors[VECTORS];
     for (int v = 0; v < VECTORS; ++v) vectors[v] = values + 2 * (d + v * 16);
-    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs}, vectors, fetches_.front(), sums);
+    multiply<S>({buffers_.probabilities + q * kKeyBlock + 2 * pair, kKeyBlock, 2 * dim_, pairs}, vectors,
+                fetches_.front(), sums);
   }
 
   // The values of a pair whose second position is not the sequence's (it may hold anything, and 0 · NaN is not 0).
@@ -275,7 +283,8 @@ class AttentionTile {
       }
       const int head = unit_.kv_head * group_ + q % group_;
       const int64_t row = unit_.sequence->first_row + unit_.row + q / group_;
-      normalise<S>(total(q), spec_.sinks ? spec_.sinks + head : nullptr, dim_, output + row * output_stride + int64_t{head} * dim_);
+      normalise<S>(total(q), spec_.sinks ? spec_.sinks + head : nullptr, dim_,
+                   output + row * output_stride + int64_t{head} * dim_);
     }
   }
 

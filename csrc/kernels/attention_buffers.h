@@ -9,7 +9,8 @@ constexpr int kKeyBlock = 128;  // positions whose scores are softened together;
 constexpr int kBlockPages = kKeyBlock / kPageSize;
 constexpr int kBlockVectors = kKeyBlock / 16;
 
-// Queries are the rows of a unit times the heads that share its keys: query row · group + head. Every array holds a multiple of 16 floats.
+// Queries are the rows of a unit times the heads that share its keys: query row · group + head. Every array holds a
+// multiple of 16 floats.
 struct AttentionBuffers {
   uint16_t* queries;        // [queries][D] bfloat16
   float* scores;            // [queries][kKeyBlock]

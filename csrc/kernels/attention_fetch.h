@@ -1,6 +1,6 @@
-// Fetching keys and values into the second-level cache before they are read: a running prefetch, a fixed distance ahead in the order
-// in which a thread reads pages, on through the units that follow. Pages lie anywhere, and a unit of a decode is too short for the
-// processor to find its pattern.
+// Fetching keys and values into the second-level cache before they are read: a running prefetch, a fixed distance ahead
+// in the order in which a thread reads pages, on through the units that follow. Pages lie anywhere, and a unit of a
+// decode is too short for the processor to find its pattern.
 #pragma once
 #include "../isa/simd.h"
 #include "attention_buffers.h"
@@ -10,7 +10,8 @@ namespace inferloom {
 namespace {
 
 constexpr int kLine = 64;                   // bytes of a cache line
-constexpr int64_t kFetchAhead = 128 << 10;  // bytes: some microseconds of memory, and a part of a core's second-level cache
+// Bytes: some microseconds of memory, and a part of a core's second-level cache.
+constexpr int64_t kFetchAhead = 128 << 10;
 
 // Where the keys of a unit begin: its first row sees the most of them.
 inline int first_key(const AttentionSpec& spec, const AttentionUnit& unit) {
@@ -30,9 +31,10 @@ inline const uint8_t* head_page(const KvPool& pool, const KvLayout& layout, cons
 // Lines that wait to be fetched. Who reads something else asks for a few between two computations.
 class FetchQueue {
  public:
-  // Of page `page` of the unit, or of what comes in its place further on, all that is used. The later rows of a sequence read what the
-  // first ones have brought.
-  void add_after(const AttentionSpec& spec, const KvPool& pool, const KvLayout& layout, const AttentionUnit& unit, int page) {
+  // Of page `page` of the unit, or of what comes in its place further on, all that is used. The later rows of a
+  // sequence read what the first ones have brought.
+  void add_after(const AttentionSpec& spec, const KvPool& pool, const KvLayout& layout, const AttentionUnit& unit,
+                 int page) {
     const AttentionUnit* at = &unit;
     int number = page + static_cast<int>(kFetchAhead / layout.head_bytes());
     for (int last = last_page(*at); number > last; last = last_page(*at)) {

@@ -1,5 +1,6 @@
-// The matrix product of attention, for both of its halves: scores = queries · keysᵀ and sums += probabilities · values. The
-// left operand is bfloat16 pairs read one pair at a time (a broadcast), the right one vectors of 16 pairs as they lie in a KV page.
+// The matrix product of attention, for both of its halves: scores = queries · keysᵀ and sums += probabilities · values.
+// The left operand is bfloat16 pairs read one pair at a time (a broadcast), the right one vectors of 16 pairs as they
+// lie in a KV page.
 #pragma once
 #include "attention_fetch.h"
 
@@ -13,7 +14,8 @@ struct ProductInput {
   int32_t steps;
 };
 
-// Meanwhile `lines` are fetched. sums[i][v] += Σ_k left pair · right pair, k ascending whatever ROWS and VECTORS are: a row's bits do not depend on its tile.
+// Meanwhile `lines` are fetched. sums[i][v] += Σ_k left pair · right pair, k ascending whatever ROWS and VECTORS are: a
+// row's bits do not depend on its tile.
 template <class S, int ROWS, int VECTORS>
 [[gnu::always_inline]] inline void multiply(const ProductInput& in, const uint16_t* const (&right)[VECTORS],
                                             FetchQueue::Lines& lines, typename S::F (&sums)[ROWS][VECTORS]) {

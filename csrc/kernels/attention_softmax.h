@@ -9,16 +9,18 @@ constexpr float kLog2E = 1.44269504088896f;
 constexpr float kInfinity = __builtin_inff();
 constexpr float kNoMaximum = -1e30f;  // of nothing: finite, so that differences of maxima are numbers
 
-// Loaded at an offset: a vector whose lanes below or from a bound are hidden. min(score, limit) also replaces the NaN that a stale key may give.
+// Loaded at an offset: a vector whose lanes below or from a bound are hidden. min(score, limit) also replaces the NaN
+// that a stale key may give.
 alignas(64) constexpr float kEdges[48] = {
-    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
-    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, kInfinity,  kInfinity,  kInfinity,  kInfinity,
-    kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,
-    kInfinity,  kInfinity,  -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
+    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
+    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
+    kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,
+    kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,  kInfinity,
+    -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
     -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity};
 
-// 2^x of x ≤ 126: zero below −126, exactly 1 at 0. The polynomial of degree 4 on |r| ≤ 1/2 with the least relative error, 2.9e−6 (a
-// least-squares fit with Lawson's weights): far below what rounding probabilities to bfloat16 costs.
+// 2^x of x ≤ 126: zero below −126, exactly 1 at 0. The polynomial of degree 4 on |r| ≤ 1/2 with the least relative
+// error, 2.9e−6 (a least-squares fit with Lawson's weights): far below what rounding probabilities to bfloat16 costs.
 template <class S>
 SIMD_INLINE typename S::F exp2(typename S::F x) {
   const auto bounded = S::max(x, S::set(-126.0f));

@@ -1,4 +1,5 @@
-// The first half of a feed-forward layer: h = activation(gate x) · (up x), handed on in the forms that the second half reads.
+// The first half of a feed-forward layer: h = activation(gate x) · (up x), handed on in the forms that the second half
+// reads.
 #pragma once
 #include "../isa/math.h"
 #include "../operators.h"
@@ -54,7 +55,8 @@ void gated(const GatedJob& job, int unit_begin, int unit_end, int row_begin, int
   alignas(64) float gate[kGatedTokens * kGatedUnit], up[kGatedTokens * kGatedUnit];
   Panel<S> gate_panel = panel_shape<S>(*job.gate, *job.input);
   Panel<S> up_panel = job.up ? panel_shape<S>(*job.up, *job.input) : gate_panel;
-  const int most[2] = {panel_capacity(gate_panel, sizeof data[0], kGatedTokens), panel_capacity(up_panel, sizeof data[1], kGatedTokens)};
+  const int most[2] = {panel_capacity(gate_panel, sizeof data[0], kGatedTokens),
+                       panel_capacity(up_panel, sizeof data[1], kGatedTokens)};
   const int capacity = most[0] < most[1] ? most[0] : most[1];
   for (int row = row_begin; row < row_end; row += gate_panel.tokens) {
     gate_panel.tokens = up_panel.tokens = panel_share(row_end - row, capacity);

@@ -1,4 +1,5 @@
-// Queries and keys after their projections: per-head RMSNorm, rotation, and the writing of keys and values to their pages.
+// Queries and keys after their projections: per-head RMSNorm, rotation, and the writing of keys and values to their
+// pages.
 #pragma once
 #include "../isa/simd.h"
 #include "kv_layout.h"
@@ -55,8 +56,8 @@ void write_value(const Element* elements, int dim, uint8_t* values, int place) {
 
 // Keys and values of one head at `count` consecutive positions of a page, whose rows are `stride` floats apart.
 template <class S>
-void write_keys_values(const float* keys, const float* values, int64_t stride, const KvLayout& layout, uint8_t* head, int place,
-                       int count) {
+void write_keys_values(const float* keys, const float* values, int64_t stride, const KvLayout& layout, uint8_t* head,
+                       int place, int count) {
   const int dim = layout.head_dim;
   if (layout.type == KvType::INT8) {
     float* scales = reinterpret_cast<float*>(head);
@@ -78,7 +79,8 @@ void write_keys_values(const float* keys, const float* values, int64_t stride, c
     const float* even = values + i * stride;
     if ((place + i) % 2 == 0 && i + 1 < count) {  // whole cache lines
       uint16_t* out = reinterpret_cast<uint16_t*>(head + layout.values()) + int64_t{(place + i) / 2} * dim * 2;
-      for (int d = 0; d < dim; d += 16) S::store_pairs(out + 2 * d, S::interleave(S::load(even + d), S::load(even + stride + d)));
+      for (int d = 0; d < dim; d += 16)
+        S::store_pairs(out + 2 * d, S::interleave(S::load(even + d), S::load(even + stride + d)));
       i += 2;
       continue;
     }
@@ -88,7 +90,8 @@ void write_keys_values(const float* keys, const float* values, int64_t stride, c
 }
 
 template <class S>
-void heads(const HeadJob& job, const KvPool& pool, const int32_t* positions, const int32_t* pages, int row_begin, int row_end) {
+void heads(const HeadJob& job, const KvPool& pool, const int32_t* positions, const int32_t* pages, int row_begin,
+           int row_end) {
   const int dim = job.head_dim, half = job.rotary / 2, group = job.heads / job.kv_heads;
   const int first = job.kv_begin, last = job.kv_end < job.kv_heads ? job.kv_end : job.kv_heads;
   const KvLayout layout{dim, pool.type};
@@ -112,8 +115,8 @@ void heads(const HeadJob& job, const KvPool& pool, const int32_t* positions, con
     const float* keys = job.qkv + row * job.stride + int64_t{job.heads} * dim;
     const float* values = keys + int64_t{job.kv_heads} * dim;
     for (int h = first; h < last; ++h)
-      write_keys_values<S>(keys + int64_t{h} * dim, values + int64_t{h} * dim, job.stride, layout, page + h * layout.head_bytes(),
-                           positions[row] % kPageSize, end - row);
+      write_keys_values<S>(keys + int64_t{h} * dim, values + int64_t{h} * dim, job.stride, layout,
+                           page + h * layout.head_bytes(), positions[row] % kPageSize, end - row);
     row = end;
   }
 }

@@ -3,8 +3,8 @@
 //   INT8: key scales | value scales, each 32 floats (one a position), then keys | values, each 32 · D int8
 // keys:   [2 blocks of 16 positions][D / 2][16 positions][2]: two consecutive elements of a key side by side
 // values: [16 pairs of positions][D][2]: two consecutive positions side by side
-// An int8 element stands where the bfloat16 one would; its value is scale · element, symmetric in −127 … 127. D is a multiple of 16, so
-// every part begins at a multiple of 64 bytes.
+// An int8 element stands where the bfloat16 one would; its value is scale · element, symmetric in −127 … 127. D is a
+// multiple of 16, so every part begins at a multiple of 64 bytes.
 #pragma once
 #include "../operators.h"
 
@@ -28,7 +28,8 @@ struct KvLayout {
 
   // Of element i of a key, or of a value, at a position of the page, in elements.
   constexpr int64_t key_element(int position, int i) const {
-    return (int64_t{position / kKeyLanes} * (head_dim / 2) + i / 2) * (2 * kKeyLanes) + position % kKeyLanes * 2 + i % 2;
+    return (int64_t{position / kKeyLanes} * (head_dim / 2) + i / 2) * (2 * kKeyLanes) + position % kKeyLanes * 2 +
+           i % 2;
   }
   constexpr int64_t value_element(int position, int i) const {
     return (int64_t{position / 2} * head_dim + i) * 2 + position % 2;

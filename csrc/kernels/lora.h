@@ -35,7 +35,8 @@ void lora_reduce(const LoraJob& job, int row_begin, int row_end) {
 
 // VECTORS vectors of outputs from column `begin` on; the last of them has `n` (1 … 16) columns.
 template <class S, int VECTORS>
-void lora_expand_columns(const LoraAdapter& adapter, const float* reduced, int32_t cols, int begin, int n, float* output) {
+void lora_expand_columns(const LoraAdapter& adapter, const float* reduced, int32_t cols, int begin, int n,
+                         float* output) {
   typename S::F sums[VECTORS];
   for (int v = 0; v < VECTORS; ++v) sums[v] = S::zero();
   for (int r = 0; r < adapter.rank; ++r) {

@@ -1,4 +1,5 @@
-// RMSNorm and LayerNorm over rows of the float32 residual stream, straight into the forms that the next linear layers read.
+// RMSNorm and LayerNorm over rows of the float32 residual stream, straight into the forms that the next linear layers
+// read.
 #pragma once
 #include "../operators.h"
 #include "quantise.h"
@@ -36,7 +37,8 @@ NormFactors factors_of(const NormJob& job, const float* x) {
   const float count = static_cast<float>(cols);
   float mean = 0.0f;
   if (job.kind == NormKind::LAYER)
-    mean = sum_of_row<S>(x, cols, [](F sum, F v, int) __attribute__((always_inline)) { return S::add(sum, v); }) / count;
+    mean =
+        sum_of_row<S>(x, cols, [](F sum, F v, int) __attribute__((always_inline)) { return S::add(sum, v); }) / count;
   const F shift = S::set(mean);
   const float squares = sum_of_row<S>(x, cols, [shift](F sum, F v, int n) __attribute__((always_inline)) {
     F d = S::sub(v, shift);
@@ -49,7 +51,9 @@ NormFactors factors_of(const NormJob& job, const float* x) {
 // Columns [begin, begin + n ≤ 16) of the normalised row.
 template <class S>
 SIMD_INLINE typename S::F normalised(const NormJob& job, const NormFactors& f, const float* x, int begin, int n) {
-  const auto get = [begin, n](const float* p) __attribute__((always_inline)) { return n == 16 ? S::load(p + begin) : S::load(p + begin, n); };
+  const auto get = [begin, n](const float* p) __attribute__((always_inline)) {
+    return n == 16 ? S::load(p + begin) : S::load(p + begin, n);
+  };
   auto y = S::mul(S::sub(get(x), S::set(f.mean)), S::set(f.factor));
   if (job.weight) y = S::mul(y, get(job.weight));
   return job.bias ? S::add(y, get(job.bias)) : y;
@@ -57,7 +61,8 @@ SIMD_INLINE typename S::F normalised(const NormJob& job, const NormFactors& f, c
 
 // Columns [begin, begin + n).
 template <class S>
-SIMD_INLINE void normalise_columns(const NormJob& job, const NormFactors& f, const float* x, int begin, int n, float* out) {
+SIMD_INLINE void normalise_columns(const NormJob& job, const NormFactors& f, const float* x, int begin, int n,
+                                   float* out) {
   int i = 0;
   for (; i + 16 <= n; i += 16) S::store(out + i, normalised<S>(job, f, x, begin + i, 16));
   if (i < n) S::store(out + i, normalised<S>(job, f, x, begin + i, n - i), n - i);

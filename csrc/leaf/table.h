@@ -1,6 +1,6 @@
-// The table of one instruction set: every operator over its `Simd`. Included by the leaf files alone. These and all they include use
-// neither containers nor algorithms of the standard library: an inline function compiled for a wide processor must not be the copy
-// that the linker keeps for everyone.
+// The table of one instruction set: every operator over its `Simd`. Included by the leaf files alone. These and all
+// they include use neither containers nor algorithms of the standard library: an inline function compiled for a wide
+// processor must not be the copy that the linker keeps for everyone.
 #pragma once
 #include "../kernels/attention.h"
 #include "../kernels/convert.h"

@@ -160,7 +160,8 @@ class Filled {
         const int local = p - (context - sequences_[s].rows);
         if (local < 0) continue;
         std::copy_n(row, width_, q_.begin() + static_cast<ptrdiff_t>(sequences_[s].first_row + local) * width_);
-        for (int i = 0; i < c_.heads * c_.dim; ++i) q_[static_cast<size_t>(sequences_[s].first_row + local) * width_ + i] *= 3;
+        for (int i = 0; i < c_.heads * c_.dim; ++i)
+          q_[static_cast<size_t>(sequences_[s].first_row + local) * width_ + i] *= 3;
       }
     }
   }
@@ -170,7 +171,8 @@ class Filled {
     float top = 0;
     for (int i = 0; i < c_.dim; ++i) top = std::max(top, std::fabs(x[i]));
     for (int i = 0; i < c_.dim; ++i)
-      stored.push_back(c_.type == KvType::BF16 ? rounded_bf16(x[i]) : std::nearbyint(x[i] * (127.0f / top)) * (top / 127.0f));
+      stored.push_back(c_.type == KvType::BF16 ? rounded_bf16(x[i])
+                                               : std::nearbyint(x[i] * (127.0f / top)) * (top / 127.0f));
   }
 
   void make_masks() {
@@ -226,7 +228,8 @@ void run(const Operators& operators, const Case& c, const char* what) {
     for (bool split : {false, true}) {
       const std::vector<float> other = filled.attend(rows, split);
       CHECK(std::memcmp(other.data(), whole.data(), whole.size() * 4) == 0,
-            "%s: %s, head_dim %d: units of %d rows, splits %d give other bits", operators.name, what, c.dim, rows, split);
+            "%s: %s, head_dim %d: units of %d rows, splits %d give other bits", operators.name, what, c.dim, rows,
+            split);
     }
 }
 

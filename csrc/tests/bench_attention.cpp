@@ -1,8 +1,8 @@
-// How long attention takes: decoding with many sequences whose keys and values come from memory, with and without the new position's
-// keys and values, and a prefill. Not a test; built by hand:
+// How long attention takes: decoding with many sequences whose keys and values come from memory, with and without the
+// new position's keys and values, and a prefill. Not a test; built by hand:
 //   g++ -O3 -std=c++17 -fopenmp … csrc/tests/bench_attention.cpp and the objects of the operators
-// Usage: bench_attention [threads [short]]; `short` leaves out what a change of the common case need not look at. Prints microseconds per
-// sequence and key-value head of a decode, and milliseconds of a prefill's attention and heads.
+// Usage: bench_attention [threads [short]]; `short` leaves out what a change of the common case need not look at.
+// Prints microseconds per sequence and key-value head of a decode, and milliseconds of a prefill's attention and heads.
 #include <omp.h>
 #include <sys/mman.h>
 
@@ -57,17 +57,19 @@ class Model {
     for (int layer = 0; layer < shape.layers; ++layer)
       for (int32_t page = 0; page < pages_; ++page)
         for (int32_t p = 0; p < kPageSize; ++p) {
-          const HeadJob job{row.data(), width_, nullptr, nullptr, 0, nullptr, 0, shape.heads, shape.kv_heads, shape.dim};
+          const HeadJob job{row.data(), width_, nullptr,     nullptr,        0,
+                            nullptr,    0,      shape.heads, shape.kv_heads, shape.dim};
           ops_.heads(job, pool(layer), &p, &page, 0, 1);
         }
     spec_ = {shape.heads, shape.kv_heads, shape.dim, 0.1f, 0, 0, nullptr, nullptr, nullptr};
   }
 
-  // Seconds of the attention of all layers; every sequence has `rows` query rows at its end. `by_head`: a unit makes its queries, keys and
-  // values first, as a step of decodes does.
+  // Seconds of the attention of all layers; every sequence has `rows` query rows at its end. `by_head`: a unit makes
+  // its queries, keys and values first, as a step of decodes does.
   double run(int threads, int sequences, int rows, bool by_head) {
     const int out_width = shape_.heads * shape_.dim;
-    std::vector<float> q(static_cast<size_t>(sequences) * rows * width_, 0.3f), out(static_cast<size_t>(sequences) * rows * out_width);
+    std::vector<float> q(static_cast<size_t>(sequences) * rows * width_, 0.3f),
+        out(static_cast<size_t>(sequences) * rows * out_width);
     const std::vector<float> table(static_cast<size_t>(context_) * shape_.dim, 0.7f);
     std::vector<int32_t> positions, row_pages;
     for (int s = 0; s < sequences; ++s)
@@ -83,7 +85,8 @@ class Model {
         for (int row = 0; row < rows; row += kAttentionRows)
           units.push_back({&view, row, std::min(kAttentionRows, rows - row), head, 0, context_, nullptr});
     for (size_t u = 0; u + 1 < units.size(); ++u) units[u].next = &units[u + 1];
-    std::vector<std::vector<float>> scratches(static_cast<size_t>(threads), std::vector<float>(attention_scratch(spec_)));
+    std::vector<std::vector<float>> scratches(static_cast<size_t>(threads),
+                                              std::vector<float>(attention_scratch(spec_)));
     const double start = omp_get_wtime();
 #pragma omp parallel num_threads(threads)
     {
@@ -91,7 +94,8 @@ class Model {
       for (int layer = 0; layer < shape_.layers; ++layer) {
 #pragma omp for schedule(static)
         for (size_t u = 0; u < units.size(); ++u) {
-          if (by_head) heads(layer, q, table, positions, row_pages, units[u].sequence->first_row, rows, units[u].kv_head, 1);
+          if (by_head)
+            heads(layer, q, table, positions, row_pages, units[u].sequence->first_row, rows, units[u].kv_head, 1);
           ops_.attend(spec_, pool(layer), units[u], q.data(), width_, out.data(), out_width, scratch.data());
         }
       }
@@ -121,14 +125,14 @@ class Model {
  private:
   void heads(int layer, std::vector<float>& q, const std::vector<float>& table, const std::vector<int32_t>& positions,
              const std::vector<int32_t>& pages, int row, int rows, int kv_head, int kv_heads) {
-    const HeadJob job{q.data(), width_, table.data(), table.data(), 1e-6f, table.data(), shape_.dim, shape_.heads, shape_.kv_heads,
-                      shape_.dim, kv_head, kv_head + kv_heads};
+    const HeadJob job{q.data(),   width_,       table.data(),    table.data(), 1e-6f,   table.data(),
+                      shape_.dim, shape_.heads, shape_.kv_heads, shape_.dim,   kv_head, kv_head + kv_heads};
     ops_.heads(job, pool(layer), positions.data(), pages.data(), row, row + rows);
   }
 
   KvPool pool(int layer) const {
-    return {memory_.data() + page_bytes_ * static_cast<size_t>(pages_) * static_cast<size_t>(layer), static_cast<int64_t>(page_bytes_),
-            type_, shape_.kv_heads, shape_.dim};
+    return {memory_.data() + page_bytes_ * static_cast<size_t>(pages_) * static_cast<size_t>(layer),
+            static_cast<int64_t>(page_bytes_), type_, shape_.kv_heads, shape_.dim};
   }
 
   const Operators& ops_;
@@ -162,21 +166,23 @@ void run(Isa isa, int threads, bool brief) {
           Model model(ops, {shape.name, layers, shape.heads, shape.kv_heads, shape.dim}, type, 16, context, huge);
           for (bool by_head : {false, true}) {
             const double cold = best_of(5, model, threads, 16, 1, by_head);
-            std::printf("%s %s decode 16 x %d, %s pages%s: %.2f us per sequence and KV head and thread\n", shape.name, kind, context,
-                        huge ? "2 MiB" : "4 KiB", by_head ? ", with heads" : "", cold * 1e6 * threads / (layers * 16.0 * shape.kv_heads));
+            std::printf("%s %s decode 16 x %d, %s pages%s: %.2f us per sequence and KV head and thread\n", shape.name,
+                        kind, context, huge ? "2 MiB" : "4 KiB", by_head ? ", with heads" : "",
+                        cold * 1e6 * threads / (layers * 16.0 * shape.kv_heads));
           }
         }
         Model model(ops, {shape.name, 1, shape.heads, shape.kv_heads, shape.dim}, type, 1, context, true);
         const double hot = best_of(50, model, 1, 1, 1, false);
-        std::printf("%s %s decode 1 x %d, cached: %.2f us per KV head\n", shape.name, kind, context, hot * 1e6 / shape.kv_heads);
+        std::printf("%s %s decode 1 x %d, cached: %.2f us per KV head\n", shape.name, kind, context,
+                    hot * 1e6 / shape.kv_heads);
       }
       Model model(ops, {shape.name, 2, shape.heads, shape.kv_heads, shape.dim}, type, 1, 512, true);
       const double prefill = best_of(5, model, threads, 1, 512, false) / 2 * shape.layers;
       const double products = 512.0 * 513 / 2 * 2 * shape.heads * shape.dim * shape.layers;
       double heads = 1e9;
       for (int i = 0; i < 5; ++i) heads = std::min(heads, model.run_heads(threads) / 2 * shape.layers);
-      std::printf("%s %s prefill 512: %.1f ms, %.0f GMAC/s; heads %.1f ms\n", shape.name, kind, prefill * 1e3, products / prefill / 1e9,
-                  heads * 1e3);
+      std::printf("%s %s prefill 512: %.1f ms, %.0f GMAC/s; heads %.1f ms\n", shape.name, kind, prefill * 1e3,
+                  products / prefill / 1e9, heads * 1e3);
     }
 }
 

@@ -18,7 +18,8 @@ float from_bf16(uint16_t h) {
   return x;
 }
 
-std::vector<double> prepared(const float* x, const float* weight, const float* cos_sin, int dim, int rotary, double eps) {
+std::vector<double> prepared(const float* x, const float* weight, const float* cos_sin, int dim, int rotary,
+                             double eps) {
   std::vector<double> y(x, x + dim);
   if (weight) {
     double squares = 0;
@@ -45,7 +46,8 @@ void run(const Operators& operators, const Shape& s) {
   std::normal_distribution<float> normal;
   const int rows = 7, width = (s.heads + 2 * s.kv_heads) * s.dim, stride = width + 9;
   const int32_t positions[rows] = {0, 1, 2, 37, 63, 15, 16}, pages[rows] = {3, 3, 3, 0, 0, 1, 1};
-  std::vector<float> x(static_cast<size_t>(rows) * stride), norms(static_cast<size_t>(2 * s.dim)), tables(64 * static_cast<size_t>(s.rotary) + 1);
+  std::vector<float> x(static_cast<size_t>(rows) * stride), norms(static_cast<size_t>(2 * s.dim)),
+      tables(64 * static_cast<size_t>(s.rotary) + 1);
   for (float& v : x) v = normal(random);
   for (float& v : norms) v = normal(random);
   for (float& v : tables) v = normal(random);
@@ -78,7 +80,8 @@ void run(const Operators& operators, const Shape& s) {
         double key_back, value_back, bound = 1.0 / 256;
         if (s.type == KvType::BF16) {
           key_back = from_bf16(reinterpret_cast<const uint16_t*>(begin + layout.keys())[layout.key_element(place, i)]);
-          value_back = from_bf16(reinterpret_cast<const uint16_t*>(begin + layout.values())[layout.value_element(place, i)]);
+          value_back =
+              from_bf16(reinterpret_cast<const uint16_t*>(begin + layout.values())[layout.value_element(place, i)]);
         } else {
           bound = 0.51 / 127;
           key_back = reinterpret_cast<const int8_t*>(begin + layout.keys())[layout.key_element(place, i)] *
@@ -89,22 +92,26 @@ void run(const Operators& operators, const Shape& s) {
         page_error = std::max(page_error, std::fabs(key_back - wanted[i]) - bound * largest);
         page_error = std::max(page_error, std::fabs(value_back - value) - bound * 5);
       }
-      CHECK(worst <= 1e-5 * (1 + largest), "%s: head_dim %d, rotary %d: query off by %g", operators.name, s.dim, s.rotary, worst);
-      CHECK(page_error <= 1e-5 * (1 + largest), "%s: head_dim %d, rotary %d: page off by %g", operators.name, s.dim, s.rotary, page_error);
+      CHECK(worst <= 1e-5 * (1 + largest), "%s: head_dim %d, rotary %d: query off by %g", operators.name, s.dim,
+            s.rotary, worst);
+      CHECK(page_error <= 1e-5 * (1 + largest), "%s: head_dim %d, rotary %d: page off by %g", operators.name, s.dim,
+            s.rotary, page_error);
     }
     for (int i = width - s.kv_heads * s.dim; i < stride; ++i)
       CHECK(x[static_cast<size_t>(row) * stride + i] == old[i], "%s: column %d was changed", operators.name, i);
   }
   // Page 2 is nobody's.
-  for (size_t i = 0; i < page_bytes; ++i) CHECK(memory[2 * page_bytes + i] == 0xcd, "%s: wrote to another page", operators.name);
+  for (size_t i = 0; i < page_bytes; ++i)
+    CHECK(memory[2 * page_bytes + i] == 0xcd, "%s: wrote to another page", operators.name);
 }
 
 void test(const Operators& operators) {
   for (KvType type : {KvType::BF16, KvType::INT8})
     for (bool norms : {false, true})
-      for (const Shape& s : {Shape{1, 1, 16, 16, norms, type}, Shape{9, 3, 64, 64, norms, type}, Shape{4, 2, 128, 128, norms, type},
-                             Shape{4, 4, 64, 16, norms, type}, Shape{2, 1, 80, 20, norms, type}, Shape{2, 1, 96, 0, norms, type},
-                             Shape{2, 2, 256, 256, norms, type}})
+      for (const Shape& s :
+           {Shape{1, 1, 16, 16, norms, type}, Shape{9, 3, 64, 64, norms, type}, Shape{4, 2, 128, 128, norms, type},
+            Shape{4, 4, 64, 16, norms, type}, Shape{2, 1, 80, 20, norms, type}, Shape{2, 1, 96, 0, norms, type},
+            Shape{2, 2, 256, 256, norms, type}})
         run(operators, s);
 }
 

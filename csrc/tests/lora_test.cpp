@@ -53,14 +53,15 @@ void run(const Operators& operators, int inputs, int outputs) {
         for (int r = 0; r < adapter.rank; ++r) {
           double dot = 0;
           for (int k = 0; k < inputs; ++k)
-            dot += static_cast<double>(from_bf16(adapter.a[r * inputs + k])) * from_bf16(x[static_cast<size_t>(row) * stride + k]);
+            dot += static_cast<double>(from_bf16(adapter.a[r * inputs + k])) *
+                   from_bf16(x[static_cast<size_t>(row) * stride + k]);
           wanted += adapter.scale * dot * from_bf16(adapter.b[r * outputs + n]);
           size += std::fabs(adapter.scale) * inputs;
         }
       }
       const float got = output[static_cast<size_t>(row) * output_stride + n];
-      CHECK(std::fabs(got - wanted) <= 1e-5 * size, "%s: %d to %d, row %d, output %d: %g, not %g", operators.name, inputs, outputs, row, n,
-            got, wanted);
+      CHECK(std::fabs(got - wanted) <= 1e-5 * size, "%s: %d to %d, row %d, output %d: %g, not %g", operators.name,
+            inputs, outputs, row, n, got, wanted);
     }
 }
 
