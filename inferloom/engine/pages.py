@@ -7,22 +7,31 @@ from collections.abc import Callable, Iterable
 
 
 class PagePool:
-    """Reference counts over `total` pages. Page numbers are 0 … total − 1.
+    """Reference counts over `total` pages, whose numbers are below `capacity`.
 
-    A page is in exactly one of three states:
+    A page is in exactly one of four states:
 
     - *in use*: at least one owner holds a reference;
     - *idle*: nobody holds it, but it was marked with `keep` (the prefix cache knows its content); the longest idle
       is reclaimed first;
-    - *free*: neither.
+    - *free*: neither;
+    - *retired*: it does not exist for now, and its memory may be given back (`take_retired`). `total` are the others.
+
+    While there are more pages than `resize` asked for, none is free or idle: each retires with its last owner.
     """
 
-    def __init__(self, total: int) -> None:
-        if total < 1:
-            raise ValueError(f"a page pool needs at least one page, not {total}")
+    def __init__(self, total: int, *, capacity: int | None = None) -> None:
+        """`capacity`: pages that there may be one day; `total` by default."""
+        capacity = total if capacity is None else capacity
+        if not 1 <= total <= capacity:
+            raise ValueError(f"a page pool needs at least one page, not {total}, of a capacity of {capacity}")
         self.total = total
+        self.capacity = capacity
+        self._goal = total
+        self._retired = list(range(capacity - 1, total - 1, -1))
+        self._emptied: list[int] = []  # retired since `take_retired`
         self.on_reclaim: Callable[[int], None] = lambda page: None  # told when an idle page is given away
-        self._owners = [0] * total
+        self._owners = [0] * capacity
         self._free = list(range(total - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
         self._kept: set[int] = set()
@@ -36,6 +45,10 @@ class PagePool:
     def idle(self) -> int:
         """Pages that only the prefix cache still has a use for."""
         return len(self._idle)
+
+    def idle_pages(self) -> list[int]:
+        """The idle pages, the most recently released first."""
+        return list(reversed(self._idle))
 
     @property
     def available(self) -> int:
@@ -75,7 +88,9 @@ class PagePool:
             raise ValueError(f"page {page} was released more often than it was taken")
         self._owners[page] = owners - 1
         if owners == 1:
-            if page in self._kept:
+            if self.total > self._goal:
+                self._retire(page)
+            elif page in self._kept:
                 self._idle[page] = None
             else:
                 self._free.append(page)
@@ -98,6 +113,43 @@ class PagePool:
             del self._idle[page]
             self._free.append(page)
 
+    # --- how many there are -----------------------------------------------------------------------------------------
+
+    @property
+    def goal(self) -> int:
+        """Pages that were asked for; `total` is more while too many are in use."""
+        return self._goal
+
+    def resize(self, pages: int) -> int:
+        """Have so many pages, of at most `capacity`: at once where more are wanted; where fewer are, the free ones go,
+        then the longest idle, and those in use as they are released. Returns `total`."""
+        self._goal = max(1, min(pages, self.capacity))
+        while self.total < self._goal:
+            self._free.append(self._retired.pop())
+            self.total += 1
+        if self.total > self._goal:
+            self._free.sort(reverse=True)  # the highest numbers go: what is given back should be of one piece
+            going = self._free[: self.total - self._goal]
+            del self._free[: len(going)]
+            for page in going:
+                self._retire(page)
+        while self.total > self._goal and self._idle:
+            self._retire(self._idle.popitem(last=False)[0])
+        return self.total
+
+    def take_retired(self) -> list[int]:
+        """All retired pages in order, if some became so since the last call; otherwise none."""
+        emptied, self._emptied = self._emptied, []
+        return sorted(self._retired) if emptied else []
+
+    def _retire(self, page: int) -> None:
+        if page in self._kept:
+            self._kept.discard(page)
+            self.on_reclaim(page)
+        self._retired.append(page)
+        self._emptied.append(page)
+        self.total -= 1
+
     def check(self) -> None:
         """Raise `AssertionError` if an invariant is broken (for tests)."""
         free, idle = set(self._free), set(self._idle)
@@ -107,6 +159,10 @@ class PagePool:
         assert len(free) + len(idle) + len(used) == self.total, "a page is lost"
         assert idle <= self._kept, "an idle page nobody wants"
         assert not self._kept & free, "a kept page is free"
+        retired = set(self._retired)
+        assert not retired & (free | idle | used), "a retired page is in use"
+        assert len(retired) == len(self._retired) == self.capacity - self.total, "a retired page is lost"
+        assert self.total <= self._goal or not (free or idle), "a page is kept that was to go"
 
 
 def kv_pages(

@@ -55,6 +55,12 @@ class PrefixCache:
             self._keys[page] = key
             self._pool.keep(page)
 
+    def hottest(self) -> list[tuple[bytes, int]]:
+        """Keys and pages, the most recently used first; a prefix comes before what follows it."""
+        ordered = [page for page in self._keys if self._pool.owners(page)]
+        ordered += self._pool.idle_pages()
+        return [(self._keys[page], page) for page in ordered]
+
     def clear(self) -> None:
         """Forget everything; idle pages become free."""
         for page in list(self._keys):

@@ -29,6 +29,14 @@ class RaggedBatch:
     logit_rows: list[int]  # rows of token_ids whose logits are wanted
 
 
+@dataclass(frozen=True, slots=True)
+class PageTable:
+    """A part of every page, such as one layer's keys: page p is the `size` bytes at `address` + p · `size`."""
+
+    address: int
+    size: int
+
+
 class Executor(ABC):
     """One model's forward pass over paged KV. Not thread-safe: the engine's loop is its only caller."""
 
@@ -53,6 +61,11 @@ class Executor(ABC):
     @abstractmethod
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page over all layers (copy-on-write of a shared tail)."""
+
+    def page_tables(self) -> list[PageTable]:
+        """Where the pages lie in this machine's memory; none where they lie elsewhere, and neither can their memory be
+        given back page by page, nor their content be kept."""
+        return []
 
 
 class Embedder(ABC):

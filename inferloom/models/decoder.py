@@ -9,8 +9,8 @@ import torch
 from inferloom.formats.layouts import PackedTensor
 from inferloom.kernels.base import HeadShape, Kernels
 from inferloom.kernels.plan import PAGE_SIZE, Planner
-from inferloom.models.batch import Executor, RaggedBatch
-from inferloom.models.kv_memory import no_room, zeroed
+from inferloom.models.batch import Executor, PageTable, RaggedBatch
+from inferloom.models.kv_memory import no_room, tables_of, zeroed
 from inferloom.models.linears import LinearLike
 from inferloom.models.mlp import MLP, Mixture
 from inferloom.models.norms import Norm, normed
@@ -105,6 +105,9 @@ class Decoder(Executor):
     def copy_page(self, source: int, target: int) -> None:
         for pool in self._pools:
             pool[target].copy_(pool[source])
+
+    def page_tables(self) -> list[PageTable]:
+        return tables_of(self._pools)
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch) -> torch.Tensor:

@@ -19,9 +19,9 @@ import torch
 
 from inferloom.errors import InvalidFormat, LoadFailed, Unsupported
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
+from inferloom.models.batch import PAGE_SIZE, Executor, PageTable, RaggedBatch
 from inferloom.models.families import unknown_architecture
-from inferloom.models.kv_memory import no_room, zeroed
+from inferloom.models.kv_memory import no_room, tables_of, zeroed
 from inferloom.types import ModelCard
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class FallbackDecoder(Executor):
         for pool in self._pools:
             pool.keys[target].copy_(pool.keys[source])
             pool.values[target].copy_(pool.values[source])
+
+    def page_tables(self) -> list[PageTable]:
+        return tables_of([part for pool in self._pools for part in (pool.keys, pool.values)])
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from inferloom.errors import OutOfMemory
 from inferloom.kernels.native import library
-from inferloom.models.batch import PAGE_SIZE, Executor, KvDtype, RaggedBatch
+from inferloom.models.batch import PAGE_SIZE, Executor, KvDtype, PageTable, RaggedBatch
 from inferloom.models.decoder import DecoderWeights
 from inferloom.models.native_weights import ACTIVATIONS, NativeWeights
 from inferloom.models.rope import RopeSpec
@@ -77,6 +77,9 @@ class NativeDecoder(Executor):
 
     def copy_page(self, source: int, target: int) -> None:
         self._pool[:, target] = self._pool[:, source]
+
+    def page_tables(self) -> list[PageTable]:
+        return [PageTable(layer.ctypes.data, layer.strides[0]) for layer in self._pool]
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         longest = max(batch.context_lens)

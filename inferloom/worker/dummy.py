@@ -18,8 +18,17 @@ from inferloom.errors import LoadFailed
 from inferloom.types import FinishReason, ModelCard
 from inferloom.worker.hosts import Report
 from inferloom.worker.messages.job import WorkerJob
-from inferloom.worker.messages.replies import Embedded, FromWorker, Rejected, SequenceStep, Stats, Step
-from inferloom.worker.messages.requests import Cancel, Embed, Generate
+from inferloom.worker.messages.replies import (
+    Embedded,
+    FromWorker,
+    Rejected,
+    Resized,
+    SequenceStep,
+    Spilled,
+    Stats,
+    Step,
+)
+from inferloom.worker.messages.requests import Cancel, Embed, Generate, Resize, Spill
 
 MAX_MODEL_LEN = 32768  # where the configuration names none
 LOAD_TICK = 0.02  # seconds between two reports of a slow load
@@ -156,6 +165,14 @@ class DummyHost:
 
     def end(self) -> None:
         """There is no model."""
+
+    def resize(self, request: Resize) -> Resized:
+        """Pages are but said, as `kv_mb` is: any number is had at once."""
+        return Resized(id=request.id, pages=max(1, request.pages), max_model_len=self.card.max_model_len)
+
+    def spill(self, request: Spill) -> Spilled:
+        """There is nothing to keep."""
+        return Spilled(id=request.id, pages=0, bytes=0)
 
     def stats(self) -> Stats:
         return Stats(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from inferloom.formats.weights import unmap_pages
 from inferloom.types import ModelCard
-from inferloom.worker.messages.replies import Embedded, FromWorker, Rejected, Stats
-from inferloom.worker.messages.requests import Cancel, Embed, Generate
+from inferloom.worker.messages.replies import Embedded, FromWorker, Rejected, Resized, Spilled, Stats
+from inferloom.worker.messages.requests import Cancel, Embed, Generate, Resize, Spill
 
 
 @dataclass(slots=True)
@@ -86,6 +86,14 @@ class EmbeddingHost:
 
     def end(self) -> None:
         unmap_pages()
+
+    def resize(self, request: Resize) -> Resized:
+        """There are no pages."""
+        return Resized(id=request.id, pages=0, max_model_len=self.card.max_model_len)
+
+    def spill(self, request: Spill) -> Spilled:
+        """There is nothing to keep."""
+        return Spilled(id=request.id, pages=0, bytes=0)
 
     def stats(self) -> Stats:
         return Stats(

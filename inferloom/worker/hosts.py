@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inferloom.types import ModelCard
-from inferloom.worker.messages.replies import FromWorker, Stats
-from inferloom.worker.messages.requests import Cancel, Embed, Generate
+from inferloom.worker.messages.replies import FromWorker, Resized, Spilled, Stats
+from inferloom.worker.messages.requests import Cancel, Embed, Generate, Resize, Spill
 
 Report = Callable[[str, float | None], None]  # a stage of the load and how far it is
 
@@ -38,6 +38,14 @@ class Host(Protocol):
 
     def flush(self) -> None:
         """Drop what is cached."""
+        ...
+
+    def resize(self, request: Resize) -> Resized:
+        """Have so many KV pages, or as near as can be."""
+        ...
+
+    def spill(self, request: Spill) -> Spilled:
+        """Keep what is cached in a file."""
         ...
 
     def stats(self) -> Stats: ...

@@ -58,6 +58,21 @@ def pool_pages(executor: Executor, job: WorkerJob, *, draft: Executor | None = N
     return pages
 
 
+def most_pages(executor: Executor, job: WorkerJob, pages: int, *, draft: Executor | None = None) -> int:
+    """Pages that a pool of `pages` may ever have (`Resize`): untouched ones take no memory where this machine's is used."""
+    page = executor.kv_bytes_per_page + (draft.kv_bytes_per_page if draft is not None else 0)
+    if executor.device.type != "cpu" or job.kv_most_bytes <= pages * page:
+        return pages
+    most = kv_pages(
+        max_model_len=executor.card.max_model_len,
+        max_batch_size=job.max_batch_size,
+        kv_bytes_per_page=page,
+        budget_bytes=job.kv_most_bytes,
+        page_size=PAGE_SIZE,
+    )
+    return max(pages, most)
+
+
 def device_budget(*, utilization: float, total: int, free: int) -> int:
     """Bytes of an accelerator that KV pages may take: the part of it that may be used, less what is used already."""
     return max(0, free - int((1.0 - utilization) * total))

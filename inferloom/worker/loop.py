@@ -10,7 +10,16 @@ import msgspec
 from inferloom.worker.channel import Channel
 from inferloom.worker.hosts import Host
 from inferloom.worker.messages.replies import FromWorker, Stats
-from inferloom.worker.messages.requests import Cancel, Embed, Flush, Generate, GetStats, ToWorker
+from inferloom.worker.messages.requests import (
+    Cancel,
+    Embed,
+    Flush,
+    Generate,
+    GetStats,
+    Resize,
+    Spill,
+    ToWorker,
+)
 
 STATS_SECS = 1.0  # between two unasked reports while there is work
 
@@ -61,6 +70,10 @@ def take(message: ToWorker, *, channel: Channel, host: Host) -> None:
     elif isinstance(message, Flush):
         host.flush()
         channel.post(numbered(host.stats(), message.id))
+    elif isinstance(message, Resize):
+        channel.post(host.resize(message))
+    elif isinstance(message, Spill):
+        channel.post(host.spill(message))
     else:
         raise Stopped
 

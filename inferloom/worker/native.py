@@ -26,10 +26,11 @@ from inferloom.text.tokenizer_files import TokenizerFiles
 from inferloom.types import ModelCard
 from inferloom.worker.embedding import EmbeddingHost
 from inferloom.worker.hosts import Host, Report
-from inferloom.worker.kv_pool import pool_pages
+from inferloom.worker.kv_pool import most_pages, pool_pages
 from inferloom.worker.messages.job import WorkerJob
-from inferloom.worker.messages.replies import FromWorker, Rejected, Stats, Step
-from inferloom.worker.messages.requests import Cancel, Embed, Generate
+from inferloom.worker.messages.replies import FromWorker, Rejected, Resized, Spilled, Stats, Step
+from inferloom.worker.messages.requests import Cancel, Embed, Generate, Resize, Spill
+from inferloom.worker.spilled import Foreign, Header, fitting, read, write
 
 log = logging.getLogger("inferloom.worker")
 
@@ -111,6 +112,8 @@ class EngineHost:
         self._engine = Engine(
             executor,
             pages=pages,
+            most_pages=most_pages(executor, job, pages, draft=draft),
+            least_pages=-(-job.max_model_len // PAGE_SIZE) if job.max_model_len is not None else 1,
             max_batch_tokens=step_tokens(
                 job.max_batch_tokens, device=job.device[0], batch_policy=job.batch_policy
             ),
@@ -131,10 +134,14 @@ class EngineHost:
             page_size=PAGE_SIZE,
         )
         self._rejected: list[FromWorker] = []
+        self._told_pages = pages
+        self._owner = job.spill_key
+        self._attach(job)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._rejected) or self._engine.unfinished > 0 or self._engine.has_work
+        untold = self._rejected or self._engine.room.pages != self._told_pages
+        return bool(untold) or self._engine.unfinished > 0 or self._engine.has_work
 
     @property
     def pause(self) -> float:
@@ -161,7 +168,46 @@ class EngineHost:
         replies += self._engine.rejections()
         if steps:
             replies.append(Step(steps))
+        if self._engine.room.pages != self._told_pages:
+            replies.append(self._resized(0))
         return replies
+
+    def resize(self, request: Resize) -> Resized:
+        self._engine.resize(request.pages)
+        return self._resized(request.id)
+
+    def _resized(self, number: int) -> Resized:
+        self._told_pages = self._engine.room.pages
+        return Resized(id=number, pages=self._told_pages, max_model_len=self._engine.max_model_len)
+
+    def spill(self, request: Spill) -> Spilled:
+        room = self._engine.room
+        count = fitting(request.max_bytes, room.bytes_per_page)
+        pages = room.hottest(count) if count and not self._engine.unfinished else []
+        if not pages:
+            return Spilled(id=request.id, pages=0, bytes=0)
+        header = Header(self._owner, self.card.executor, room.bytes_per_page, [key for key, _ in pages])
+        try:
+            size = write(Path(request.path), header, (content() for _, content in pages))
+        except OSError as error:
+            log.warning("cached prefixes of %s are not kept: %s", self.card.architecture, error)
+            return Spilled(id=request.id, pages=0, bytes=0)
+        return Spilled(id=request.id, pages=len(pages), bytes=size)
+
+    def _attach(self, job: WorkerJob) -> None:
+        """Bring back what an earlier worker of this model kept. What cannot be used is discarded."""
+        if not job.spill:
+            return
+        path, room = Path(job.spill), self._engine.room
+        try:
+            kept = read(path, owner=self._owner, executor=self.card.executor, page_bytes=room.bytes_per_page)
+        except FileNotFoundError:
+            return
+        except (OSError, Foreign) as error:
+            log.warning("the kept prefixes of %s in %s are discarded: %s", job.model, path, error)
+            path.unlink(missing_ok=True)
+            return
+        room.attach(kept)
 
     def flush(self) -> None:
         self._engine.flush()

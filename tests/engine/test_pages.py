@@ -11,9 +11,9 @@ from inferloom.engine.pages import PagePool, kv_pages
 class PagePoolMachine(RuleBasedStateMachine):
     """Random owners of a small pool, against a model that only counts."""
 
-    @initialize(total=st.integers(1, 8))
-    def start(self, total: int) -> None:
-        self.pool = PagePool(total)
+    @initialize(total=st.integers(1, 8), more=st.integers(0, 4))
+    def start(self, total: int, more: int) -> None:
+        self.pool = PagePool(total, capacity=total + more)
         self.pool.on_reclaim = self.reclaimed
         self.held: list[int] = []
         self.kept: set[int] = set()
@@ -31,6 +31,23 @@ class PagePoolMachine(RuleBasedStateMachine):
         assert (page in self.kept) is False
         assert self.pool.free == max(0, free - 1)
         self.held.append(page)
+
+    @rule(pages=st.integers(0, 14))
+    def resize(self, pages: int) -> None:
+        idle, before = self.pool.idle, set(self.kept)
+        free = self.pool.free
+        total = self.pool.resize(pages)
+        goal = max(1, min(pages, self.pool.capacity))
+        assert total == self.pool.total == max(goal, len(set(self.held)))
+        if free >= self.pool.capacity - goal:  # no cached page goes while a free one can
+            assert (self.pool.idle, self.kept) == (idle, before)
+
+    @rule()
+    def take_retired(self) -> None:
+        retired = self.pool.take_retired()
+        assert retired == sorted(retired)
+        assert not set(retired) & {*self.held, *self.kept}
+        assert self.pool.take_retired() == []
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -65,8 +82,8 @@ class PagePoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         self.pool.check()
-        assert [self.pool.owners(p) for p in range(self.pool.total)] == [
-            self.held.count(p) for p in range(self.pool.total)
+        assert [self.pool.owners(p) for p in range(self.pool.capacity)] == [
+            self.held.count(p) for p in range(self.pool.capacity)
         ]
         assert self.pool.idle == len(self.kept - set(self.held))
         assert self.pool.in_use == len(set(self.held))

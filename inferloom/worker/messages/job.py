@@ -24,6 +24,11 @@ class WorkerJob(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int = 512
     max_batch_tokens: int = 10240
     kv_budget_bytes: int = 2 << 30
+    kv_most_bytes: int = 0  # that pages may take one day (`Resize`); less than the budget: never more than it
+    spill: str = (
+        ""  # a file of pages that an earlier worker kept; they are attached where they are this model's
+    )
+    spill_key: str = ""  # what such files must say they belong to
     gpu_mem_utilization: float = 0.85  # of an accelerator: weights, KV pages and whatever else uses it
     batch_policy: Literal["adaptive", "eager", "greedy"] = "adaptive"
     prefix_cache: bool = True

@@ -15,7 +15,9 @@ __all__ = [
     "Progress",
     "Ready",
     "Rejected",
+    "Resized",
     "SequenceStep",
+    "Spilled",
     "Stats",
     "Step",
 ]
@@ -54,4 +56,20 @@ class Embedded(msgspec.Struct, tag="d", array_like=True):
     data: bytes
 
 
-FromWorker = Progress | Ready | Failed | Step | Rejected | Embedded | Stats
+class Resized(msgspec.Struct, tag="z", array_like=True):
+    """How many KV pages there are now, and the longest context (tokens) that they allow. `id` 0: unasked."""
+
+    id: int
+    pages: int
+    max_model_len: int
+
+
+class Spilled(msgspec.Struct, tag="w", array_like=True):
+    """How many pages were written, and the bytes of the file; none: there was nothing to keep, or no room."""
+
+    id: int
+    pages: int
+    bytes: int
+
+
+FromWorker = Progress | Ready | Failed | Step | Rejected | Embedded | Stats | Resized | Spilled

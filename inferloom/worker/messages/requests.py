@@ -13,7 +13,9 @@ __all__ = [
     "Generate",
     "GetStats",
     "GrammarSpec",
+    "Resize",
     "SamplingSpec",
+    "Spill",
     "Stop",
     "ToWorker",
 ]
@@ -43,8 +45,25 @@ class GetStats(msgspec.Struct, tag="s", array_like=True):
     id: int
 
 
+class Resize(msgspec.Struct, tag="z", array_like=True):
+    """Have so many KV pages; answered by `Resized` with those that there are at once. Where fewer were wanted and too many
+    are in use, others follow with the number 0, as pages are released."""
+
+    id: int
+    pages: int
+
+
+class Spill(msgspec.Struct, tag="w", array_like=True):
+    """Write the most recently used pages of the prefix cache to the file `path`, at most `max_bytes` of it; answered by
+    `Spilled`. No request may be in progress."""
+
+    id: int
+    path: str
+    max_bytes: int
+
+
 class Stop(msgspec.Struct, tag="q", array_like=True):
     """End the process now; requests in progress are lost. (Draining is the gateway's business.)"""
 
 
-ToWorker = Generate | Cancel | Embed | Flush | GetStats | Stop
+ToWorker = Generate | Cancel | Embed | Flush | GetStats | Resize | Spill | Stop
