@@ -197,7 +197,9 @@ class Catalog:
         async with self._change_of(entry.residence):
             old = entry.residence
             if old.state is State.READY and await old.files_changed():
-                await self._replace(old, self._new_residence(entry.config), old.entries)
+                successor = self._new_residence(entry.config)
+                successor.inherit(old)
+                await self._replace(old, successor, old.entries)
         return entry.status()
 
     async def unload(self, name: str, *, force: bool = False) -> ModelStatus:
@@ -266,6 +268,8 @@ class Catalog:
     async def _rebuild(self, entry: Entry, changed: ModelConfig) -> None:
         old, before = entry.residence, entry.config
         successor = self._residence_for(changed)
+        if not successor.entries:
+            successor.inherit(old)
         in_use = old.state is State.READY or old.leaving or old.progress is not None
         try:
             if successor.state is not State.READY:
@@ -284,7 +288,13 @@ class Catalog:
     async def _replace(self, old: Residence, successor: Residence, entries: Sequence[Entry]) -> None:
         names = list(entries)
         try:
-            await replace(old, successor, names, drain_secs=self._config.server.drain_timeout_secs)
+            await replace(
+                old,
+                successor,
+                names,
+                moved=self._note_replaced,
+                drain_secs=self._config.server.drain_timeout_secs,
+            )
         finally:
             self._tidy()
 
@@ -332,6 +342,15 @@ class Catalog:
     def _note(self, residence: Residence, change: Transition) -> None:
         for entry in list(residence.entries):
             self._tell(msgspec.structs.replace(change, id=entry.id))
+
+    def _note_replaced(self, residence: Residence, entries: Sequence[Entry]) -> None:
+        seconds = residence.report.seconds if residence.report is not None else None
+        for entry in entries:
+            self._tell(
+                Transition(
+                    id=entry.id, old=State.READY, new=State.READY, load_seconds=seconds, cause="replaced"
+                )
+            )
 
     def _tell(self, change: Transition) -> None:
         if change.new is State.READY and change.load_seconds is not None:

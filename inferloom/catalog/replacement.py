@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inferloom.catalog.arbiter import NoRoom
 from inferloom.catalog.entry import Entry
@@ -12,13 +12,18 @@ from inferloom.errors import InferloomError
 
 
 async def replace(
-    old: Residence, successor: Residence, entries: Sequence[Entry], *, drain_secs: float
+    old: Residence,
+    successor: Residence,
+    entries: Sequence[Entry],
+    *,
+    moved: Callable[[Residence, Sequence[Entry]], None],
+    drain_secs: float,
 ) -> None:
     """Have `entries`, names of `old`, answered for by `successor`, which is loaded. Requests in progress have `drain_secs`.
 
     Where the successor cannot be loaded the names are what they were, `old` is loaded as it was, and the reason is raised.
     `old` is left to those of its names that stay; with none left it is unloaded. At no time are there more than these two
-    workers.
+    workers. `moved` is told when requests go to a successor that was loaded beside.
     """
     stays = len(entries) < len(old.entries)
     if successor.state is not State.READY:
@@ -32,6 +37,7 @@ async def replace(
                 return
     for entry in entries:
         entry.move(successor)
+    moved(successor, entries)
     if not stays:
         await old.unload(force=False, drain_secs=drain_secs)
 

@@ -316,16 +316,24 @@ class Residence:
         arbiter = self._around.arbiter
         self.place = self.place or _place(self.config.weights)
         runner = self._around.make_runner(self.config, self._died)
-        source = self.source()
+        source, clock = self.source(), self._around.clock
         try:
+            begun = clock()
             footprint = await runner.footprint(source, self._note_progress)
+            opened = clock()
             if footprint is not None:
                 self._note_progress(LoadProgress("room"))
                 granted = await arbiter.room(self, footprint)
                 runner.grant(granted.kv)
-            self.report = await runner.load_weights(
+            waited = clock()
+            report = await runner.load_weights(
                 DeviceContext(devices=tuple(self.config.driver.device)), source, self._note_progress
             )
+            if report is not None:  # the wait for others to go is no time of this model's
+                stages = {"open": opened - begun, "room": waited - opened, **report.stages}
+                seconds = opened - begun + report.seconds
+                report = msgspec.structs.replace(report, seconds=seconds, stages=stages)
+            self.report = report
             self._go(State.WARMING)
         except BaseException:
             arbiter.release(self)  # no process is left
@@ -340,6 +348,13 @@ class Residence:
     async def expected(self) -> Footprint | None:
         """What it would take; None where its files are not ready on this machine. Changes nothing."""
         return await self._around.make_runner(self.config, _nobody).footprint(self.source(), fetch=False)
+
+    def inherit(self, old: Residence) -> None:
+        """Take over what is known of the model from the residence whose place this one takes."""
+        if self.config.weights == old.config.weights:
+            self.place = old.place or self.place
+        self.loads, self.evictions = self.loads + old.loads, self.evictions + old.evictions
+        self.card = self.card or old.card
 
     async def prepare(self) -> None:
         """Have its files fetched, converted and packed, and load nothing."""
