@@ -28,6 +28,7 @@ DTYPE_ALIASES = {
 }
 _QUANTISED = re.compile(r"(int|uint|float|fp|nf|q|awq|gptq|iq|mxfp)\d*(_\w+)?$", re.IGNORECASE)
 _DEVICE = re.compile(r"(cpu)|(cuda|rocm|xpu|mps|metal|vulkan)(?::(\d+))?")
+_COLLECTOR = re.compile(r"https?://[^/\s@?#]+/?")
 _ORIGIN = re.compile(r"https?://[^/\s]+")
 
 
@@ -35,6 +36,7 @@ def check(config: Config, problems: Problems) -> None:
     """Add whatever is wrong with a configuration whose types and bounds are right."""
     found: list[tuple[Path, str]] = [
         *_server(config),
+        *_telemetry(config),
         *_models(config),
         *id_problems(config),
         *_devices(config),
@@ -65,6 +67,16 @@ def _server(config: Config) -> Iterator[tuple[Path, str]]:
                 ("server", "cors_origins", number),
                 f'server.cors_origins.{number} = {quoted(origin)} must be "*" or scheme://host[:port], without a path.',
             )
+
+
+def _telemetry(config: Config) -> Iterator[tuple[Path, str]]:
+    endpoint = config.telemetry.endpoint
+    if not _COLLECTOR.fullmatch(endpoint):
+        yield (
+            ("telemetry", "endpoint"),
+            f"telemetry.endpoint = {quoted(endpoint)} must be http://host:port, or https:// for TLS, without a path; "
+            "what a collector wants to know of a sender goes into OTEL_EXPORTER_OTLP_HEADERS.",
+        )
 
 
 def _models(config: Config) -> Iterator[tuple[Path, str]]:

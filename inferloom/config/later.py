@@ -17,7 +17,6 @@ from inferloom.config.problems import dotted
 from inferloom.config.schema import Config
 
 _INFERLETS = "inferlets come with a later version"
-_TELEMETRY = "OpenTelemetry export comes with a later version; /metrics is served"
 _MARKET = "the market for KV pages belongs to inferlets, which come with a later version"
 
 # Section -> key -> (reason, values beside the default that are accepted: those of the documentation's example file).
@@ -26,11 +25,6 @@ LATER: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
         "registry": (_INFERLETS, ("https://registry.pie-project.org/",)),
         "python_snapshot": (_INFERLETS, ()),
         "max_concurrent_processes": (_INFERLETS, ()),
-    },
-    "telemetry": {
-        "enabled": (_TELEMETRY, ()),
-        "endpoint": (_TELEMETRY, ()),
-        "service_name": (_TELEMETRY, ("pie",)),
     },
     "runtime": {
         "worker_threads": (_INFERLETS, (8,)),
@@ -63,7 +57,6 @@ LATER: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
 def later_problems(config: Config) -> Iterator[tuple[Path, str]]:
     """Every key that is set to something its feature would be needed for."""
     yield from _section(config.server, "server", ("server",))
-    yield from _section(config.telemetry, "telemetry", ("telemetry",))
     yield from _section(config.runtime, "runtime", ("runtime",))
     for number, model in enumerate(config.model):
         yield from _section(model, "model", ("model", number))

@@ -107,8 +107,10 @@ class TelemetryConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """OpenTelemetry export."""
 
     enabled: Annotated[bool, Meta(description="Export traces and metrics.")] = False
-    endpoint: Annotated[Text, Meta(description="OTLP gRPC endpoint.")] = "http://localhost:4317"
-    service_name: Annotated[Text, Meta(description="Service name in the spans.")] = "inferloom"
+    endpoint: Annotated[Text, Meta(description="OTLP gRPC endpoint; https:// for TLS.")] = (
+        "http://localhost:4317"
+    )
+    service_name: Annotated[Text, Meta(description="Service name of traces and metrics.")] = "inferloom"
 
 
 class RuntimeConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

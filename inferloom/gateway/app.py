@@ -21,6 +21,7 @@ from inferloom.gateway.chat import chat
 from inferloom.gateway.exchange import Limits
 from inferloom.gateway.log import access
 from inferloom.gateway.service import Service
+from inferloom.gateway.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog
@@ -49,12 +50,14 @@ HANDLERS: list[tuple[str, str, Handler]] = [
 ]
 
 
-def build_app(catalog: Catalog, config: Config, *, limits: Limits | None = None) -> Starlette:
+def build_app(
+    catalog: Catalog, config: Config, *, limits: Limits | None = None, telemetry: Telemetry | None = None
+) -> Starlette:
     """The gateway over a catalog, for any ASGI host. `app.state.service` is what its endpoints share.
 
-    Starting and closing the catalog is the caller's business.
+    Starting and closing the catalog and the telemetry is the caller's business.
     """
-    service = Service(catalog, config, limits=limits or Limits())
+    service = Service(catalog, config, limits=limits or Limits(), telemetry=telemetry)
     endpoints = {(method, path): Endpoint(service, handler, name=path) for method, path, handler in HANDLERS}
     routes: list[BaseRoute] = [
         Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()
@@ -175,6 +178,8 @@ class Edge:
                 seconds=call.seconds,
                 error=call.error_code,
             )
+            if self._service.telemetry is not None:
+                self._service.telemetry.answered(call)
             if self._log:
                 _log_access(call)
 

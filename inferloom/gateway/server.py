@@ -20,6 +20,7 @@ from inferloom.gateway import log
 from inferloom.gateway.access import check_binding
 from inferloom.gateway.app import build_app
 from inferloom.gateway.listening import Listener
+from inferloom.gateway.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog
@@ -40,6 +41,7 @@ def serve(config: Config, *, on_ready: OnReady | None = None) -> int:
     """
     try:
         check_binding(config.server)
+        telemetry = open_telemetry(config.telemetry)
         sock = bind(config.server)
     except ConfigError as error:
         return refuse(error)
@@ -47,7 +49,7 @@ def serve(config: Config, *, on_ready: OnReady | None = None) -> int:
     log.configure(config.server.effective_log_level, access_log=config.server.access_log)
     try:
         with sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, sock, on_ready))
+            return runner.run(_serve(config, sock, on_ready, telemetry))
     except ConfigError as error:
         return refuse(error)
 
@@ -83,14 +85,16 @@ def bind(server: ServerConfig) -> socket.socket:
     return sock
 
 
-async def _serve(config: Config, sock: socket.socket, on_ready: OnReady | None) -> int:
+async def _serve(
+    config: Config, sock: socket.socket, on_ready: OnReady | None, telemetry: Telemetry | None
+) -> int:
     from inferloom.catalog.catalog import Catalog
     from inferloom.worker.pool import WorkerPool
 
     pool = WorkerPool.for_config(config)
     catalog = Catalog(config, pool)
     ending = Ending()
-    app = build_app(catalog, config)
+    app = build_app(catalog, config, telemetry=telemetry)
     listener = Listener(app)
     with ending.signals():
         listening = asyncio.create_task(listener.serve(sockets=[sock]))
@@ -100,6 +104,8 @@ async def _serve(config: Config, sock: socket.socket, on_ready: OnReady | None) 
             if on_ready is not None:
                 on_ready(catalog)
             await pool.start()
+            if telemetry is not None:
+                telemetry.start(app.state.service.metrics)
             await catalog.start()
             await ending.wait(ending.first, listening)
             return await end(app.state.service, listener, listening, ending)
@@ -107,6 +113,8 @@ async def _serve(config: Config, sock: socket.socket, on_ready: OnReady | None) 
             listening.cancel()
             await catalog.close()
             await pool.stop()
+            if telemetry is not None:
+                await telemetry.close()
 
 
 def settle_memory() -> None:

@@ -15,6 +15,7 @@ from inferloom.gateway.admission import Admission
 from inferloom.gateway.call import Call
 from inferloom.gateway.exchange import Exchanges, Limits
 from inferloom.gateway.metrics import Metrics, ModelRow
+from inferloom.gateway.telemetry import Telemetry
 from inferloom.runners.base import ModelRunner
 from inferloom.types import ModelKind
 from inferloom.worker.messages.replies import Stats
@@ -32,7 +33,9 @@ _UNBORN = ("declared", "loading", "warming")
 class Service:
     """One serving gateway."""
 
-    def __init__(self, catalog: Catalog, config: Config, *, limits: Limits) -> None:
+    def __init__(
+        self, catalog: Catalog, config: Config, *, limits: Limits, telemetry: Telemetry | None = None
+    ) -> None:
         self.catalog = catalog
         self.config = config
         self.exchanges = Exchanges(limits)
@@ -45,6 +48,9 @@ class Service:
         catalog.observe(self.events.changed)
         catalog.observe(self.metrics.residency.changed)
         catalog.observe_progress(self.events.progressed)
+        self.telemetry = telemetry
+        if telemetry is not None:
+            catalog.observe(telemetry.changed)
         self.draining = False
         self._starting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
 
@@ -60,7 +66,8 @@ class Service:
         call.queued = time.perf_counter()
         await self.admission.enter()
         call.admitted = time.perf_counter()
-        call.loading = self.catalog.status(entry.id).state != "ready"
+        if self.telemetry is not None:
+            call.loading = self.catalog.status(entry.id).state != "ready"
 
     def leased(self, call: Call) -> None:
         """The request has its model."""

@@ -96,7 +96,11 @@ def test_setting_hf_repo_takes_the_source_out_and_the_reverse(file: Path) -> Non
         ("server.port", "eighty", 'server.port must be an integer, not the string "eighty".'),
         ("server.port", "70000", "server.port must be between 0 and 65535, not 70000."),
         ("auth.enabled", "yes", 'auth.enabled must be true or false, not the string "yes".'),
-        ("telemetry.enabled", "true", "telemetry.enabled = true cannot be served: "),
+        (
+            "telemetry.endpoint",
+            "collector:4317",
+            'telemetry.endpoint = "collector:4317" must be http://host:port',
+        ),
         ("model.1.name", "smollm2", 'model.1.name: "smollm2" is already the name of the model "smollm2"'),
         ("model.0.scheduler.request_timeout_secs", "nan", "must be a finite number > 0, not nan."),
         (

@@ -10,7 +10,6 @@ from inferloom.errors import ConfigError
 MODEL = '[[model]]\nname = "a"\nsource = "x/y"\n[model.driver]\ntype = "native"\n'
 MARKET = "the market for KV pages belongs to inferlets, which come with a later version"
 INFERLETS = "inferlets come with a later version"
-TELEMETRY = "OpenTelemetry export comes with a later version; /metrics is served"
 
 
 @pytest.mark.parametrize(
@@ -19,9 +18,6 @@ TELEMETRY = "OpenTelemetry export comes with a later version; /metrics is served
         ("server.registry", '"https://elsewhere.example"', INFERLETS, 'must be "~/.inferloom/registry"'),
         ("server.python_snapshot", "false", INFERLETS, "must be true"),
         ("server.max_concurrent_processes", "64", INFERLETS, "must stay unset"),
-        ("telemetry.enabled", "true", TELEMETRY, "must be false"),
-        ("telemetry.endpoint", '"http://otel.example:4317"', TELEMETRY, 'must be "http://localhost:4317"'),
-        ("telemetry.service_name", '"mine"', TELEMETRY, 'must be "inferloom"'),
         ("runtime.wasm_max_instances", "10", INFERLETS, "must be 1000"),
         ("runtime.wasm_max_memory_mb", "64", INFERLETS, "must be 4096"),
         ("runtime.wasm_warm_memory_mb", "1", INFERLETS, "must be 0"),
