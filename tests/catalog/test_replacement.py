@@ -1,0 +1,162 @@
+"""A loaded model is replaced while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from factories.checkpoints import make_checkpoint
+from worker_driving import becomes, gone
+
+from inferloom.catalog.catalog import Catalog
+from inferloom.catalog.lifecycle import State, Transition
+from inferloom.config.schema import Config, DriverConfig, ModelConfig, RuntimeConfig
+from inferloom.errors import InferloomError, LoadFailed, ModelUnavailable
+from inferloom.runners.base import ModelRunner
+from inferloom.types import ExecuteBatch
+from inferloom.worker.pool import WorkerPool
+
+
+def driver(text: str, **options: object) -> DriverConfig:
+    return DriverConfig(type="dummy", options={"text": text, **options})
+
+
+@pytest.fixture
+async def catalog(pool: WorkerPool) -> AsyncIterator[Catalog]:
+    """One dummy `a` of 40 of 100 MiB that answers `old`."""
+    model = ModelConfig(name="a", lazy=True, driver=driver("old", weights_mb=40))
+    catalog = Catalog(Config(runtime=RuntimeConfig(memory_budget="100MiB"), model=[model]), pool)
+    yield catalog
+    await catalog.close()
+    assert catalog.ledger.held() == []
+
+
+async def said(runner: ModelRunner) -> str:
+    handle = await runner.execute(ExecuteBatch(request_id="r", model="a", text="x"))
+    return "".join([chunk.text async for chunk in handle])
+
+
+async def answer(catalog: Catalog) -> str:
+    async with catalog.lease("a") as runner:
+        return await said(runner)
+
+
+async def test_the_new_one_is_loaded_beside_the_old_and_takes_its_requests(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("a")
+    seen: list[Transition] = []
+    catalog.observe(seen.append)
+    async with catalog.lease("a") as before:
+        change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=50)))
+        await becomes(lambda: len(pool.workers) == 2)
+        assert catalog.status("a").word == "loaded"
+        await becomes(lambda: [one.cause for one in seen] == ["replaced"])
+        assert await answer(catalog) == "new"
+        assert await said(before) == "old"
+        assert not change.done()
+    status = await change
+    assert (status.state, status.loads, status.replacing) == (State.READY, 2, False)
+    assert len(pool.workers) == 1
+    assert catalog.ledger.used("cpu") == 50 << 20
+    assert [(one.old, one.new) for one in seen] == [(State.READY, State.READY)]
+
+
+async def test_without_room_for_both_the_old_one_goes_first(catalog: Catalog, pool: WorkerPool) -> None:
+    await catalog.load("a")
+    most = 0
+
+    def count(_: Transition) -> None:
+        nonlocal most
+        most = max(most, len(pool.workers))
+
+    catalog.observe(count)
+    status = await catalog.change("a", driver=driver("new", weights_mb=70))
+    assert (status.state, most) == (State.READY, 1)
+    assert await answer(catalog) == "new"
+
+
+@pytest.mark.parametrize("size", [40, 70])
+async def test_a_failing_successor_leaves_the_old_one(catalog: Catalog, pool: WorkerPool, size: int) -> None:
+    await catalog.load("a")
+    pid = catalog.status("a").pid
+    with pytest.raises(LoadFailed, match="no luck"):
+        await catalog.change("a", driver=driver("new", weights_mb=size, fail_load="no luck"))
+    assert await answer(catalog) == "old"
+    assert (catalog.status("a").pid == pid) == (size == 40)
+    assert len(pool.workers) == 1
+    assert catalog.ledger.used("cpu") == 40 << 20
+
+
+async def test_an_unload_while_the_successor_loads_stops_it(catalog: Catalog, pool: WorkerPool) -> None:
+    await catalog.load("a")
+    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=40, load_secs=30.0)))
+    await becomes(lambda: len(pool.workers) == 2)
+    assert catalog.status("a").replacing
+    status = await catalog.unload("a")
+    with pytest.raises(ModelUnavailable, match="stopped by an unload"):
+        await change
+    assert (status.state, pool.workers) == (State.UNLOADED, [])
+    assert await answer(catalog) == "old"
+
+
+async def test_a_cancelled_replacement_leaves_the_old_one(catalog: Catalog, pool: WorkerPool) -> None:
+    await catalog.load("a")
+    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=40, load_secs=30.0)))
+    await becomes(lambda: len(pool.workers) == 2)
+    change.cancel()
+    await asyncio.gather(change, return_exceptions=True)
+    await becomes(lambda: len(pool.workers) == 1)
+    assert await answer(catalog) == "old"
+    assert catalog.ledger.used("cpu") == 40 << 20
+
+
+async def test_requests_come_through_any_number_of_replacements(catalog: Catalog, pool: WorkerPool) -> None:
+    words = {"old"}
+    stop = asyncio.Event()
+
+    async def ask() -> None:
+        while not stop.is_set():
+            assert await answer(catalog) in words
+
+    asking = [asyncio.create_task(ask()) for _ in range(4)]
+    for number in range(6):
+        words.add(f"new {number}")
+        await catalog.change("a", driver=driver(f"new {number}", weights_mb=40 + 20 * (number % 2)))
+        assert len(pool.workers) <= 1
+    stop.set()
+    await asyncio.gather(*asking)
+    assert await answer(catalog) == "new 5"
+
+
+async def test_two_changes_at_once_are_made_one_after_the_other(catalog: Catalog, pool: WorkerPool) -> None:
+    await catalog.load("a")
+    changes = (catalog.change("a", driver=driver(f"new {n}", weights_mb=40)) for n in range(3))
+    await asyncio.gather(*changes)
+    assert len(pool.workers) == 1
+    assert (await answer(catalog)).startswith("new")
+
+
+async def test_a_reload_replaces_what_was_written_anew_and_nothing_else(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "tiny", "llama")
+    model = ModelConfig(name="a", lazy=True, source=checkpoint.folder, driver=driver("x"))
+    catalog = Catalog(Config(model=[model]), pool)
+    await catalog.load("a")
+    first = catalog.status("a").pid
+    await catalog.reload("a")
+    assert catalog.status("a").pid == first
+    config = Path(checkpoint.folder) / "config.json"
+    config.write_bytes(config.read_bytes() + b"\n")
+    status = await catalog.reload("a")
+    assert (status.state, status.loads) == (State.READY, 2)
+    assert first is not None and status.pid != first and gone(first)
+    Path(checkpoint.weights[0]).unlink()
+    with pytest.raises(InferloomError):
+        await catalog.reload("a")
+    assert catalog.status("a").pid == status.pid
+    assert await answer(catalog)
+    await catalog.close()
