@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from inferloom.cli.printing import rows_of
 from inferloom.config.schema import Config, ModelConfig
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as the listing shows it. `bytes` are those of its weights; what is not known is empty or 0."""
+    """A model as the listing shows it. `bytes` are those of its weights, `memory` all that it holds; what is not known is
+    empty or 0."""
 
     id: str
     state: str = ""
@@ -23,7 +26,12 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     system_prompt: str | None = None
     default: bool = False
+    stage: str = ""
+    fraction: float | None = None
     reason: str = ""
+    memory: int = 0
+    expires_at: float | None = None  # seconds since the epoch
+    pinned: bool = False
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -45,8 +53,31 @@ def _size(row: ModelRow) -> str:
     return f"{human_count(row.bytes)}B" if row.bytes else ""
 
 
+def _memory(row: ModelRow) -> str:
+    return f"{human_count(row.memory)}B" if row.memory else ""
+
+
 def _state(row: ModelRow) -> str:
-    return f"{row.state}: {row.reason}" if row.reason else row.state
+    how_far = f"{row.fraction:.0%}" if row.fraction is not None else ""
+    return " ".join(part for part in (row.state, row.stage, how_far) if part)
+
+
+def _expiry(row: ModelRow) -> str:
+    return "" if row.expires_at is None else remaining(row.expires_at - time.time())
+
+
+def _why(row: ModelRow) -> str:
+    return "; ".join(part for part in ("pinned" if row.pinned else "", row.reason) if part)
+
+
+def remaining(seconds: float) -> str:
+    """`in 4 min`: how long until something that is going to happen."""
+    if seconds < 0:
+        return "now"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"in {seconds / length:.0f} {unit}"
+    return f"in {seconds:.0f} s"
 
 
 _ID = Column("ID", lambda row: f"{row.id} *" if row.default else row.id)
@@ -58,25 +89,22 @@ _SOURCE = Column("SOURCE", lambda row: row.source)
 _PROMPT = Column("SYSTEM PROMPT", lambda row: row.system_prompt or "")
 _DRIVER = Column("DRIVER", lambda row: row.driver)
 _DEVICE = Column("DEVICE", lambda row: row.device)
+_MEMORY = Column("MEMORY", _memory, right=True)
+_EXPIRY = Column("EXPIRES", _expiry)
+_WHY = Column("WHY", _why)
 
-LIST_COLUMNS = (_ID, _STATE, _KIND, _PARAMETERS, _SIZE, _SOURCE, _PROMPT)
+LIST_COLUMNS = (_ID, _STATE, _KIND, _PARAMETERS, _SIZE, _MEMORY, _EXPIRY, _SOURCE, _PROMPT, _WHY)
+STATE_COLUMNS = (_ID, _STATE, _MEMORY, _EXPIRY, _WHY)
 PLAN_COLUMNS = (_ID, _STATE, _KIND, _DRIVER, _DEVICE, _SIZE, _SOURCE, _PROMPT)
 
 
 def table(rows: Sequence[ModelRow], columns: Sequence[Column]) -> str:
-    """Rows under their titles, columns wide enough for their longest text; columns without any text are left out."""
-    cells = [[column.text(row) for row in rows] for column in columns]
-    shown = [(column, texts) for column, texts in zip(columns, cells, strict=True) if any(texts)]
-    widths = [max(map(len, [column.title, *texts])) for column, texts in shown]
-    lines = []
-    for index in range(-1, len(rows)):
-        texts = [column.title if index < 0 else texts[index] for column, texts in shown]
-        padded = [
-            text.rjust(width) if column.right else text.ljust(width)
-            for text, width, (column, _) in zip(texts, widths, shown, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    """Rows under their titles; columns without any text are left out."""
+    return rows_of(
+        [column.title for column in columns],
+        [[column.text(row) for column in columns] for row in rows],
+        right=[column.title for column in columns if column.right],
+    )
 
 
 def declared(model: ModelConfig, config: Config) -> ModelRow:

@@ -1,15 +1,16 @@
-"""`inferloom models`, and the verbs that change what a running server holds: load, unload, reload."""
+"""`inferloom models`, and the verbs that change what a running server holds: load, unload, reload, pin, plan."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from inferloom.cli.listing import LIST_COLUMNS, declared, table
-from inferloom.cli.session import DEFAULT_URL, Session, connect
+from inferloom.cli.listing import LIST_COLUMNS, declared, human_count, table
+from inferloom.cli.printing import print_json
+from inferloom.cli.session import DEFAULT_URL, Session, connect, row_of
 from inferloom.cli.transport import NoServer
 
 Url = Annotated[
@@ -17,47 +18,129 @@ Url = Annotated[
     typer.Option("--url", help=f"Address of the server.  [default: INFERLOOM_URL, else {DEFAULT_URL}]"),
 ]
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Id or alias of a declared model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 
 
-def models(url: Url = None) -> None:
+def models(url: Url = None, as_json: Json = False) -> None:
     """List the models of the running server, or of your configuration where no server answers.
 
     The default model is marked with a star.
     """
     session = connect(url)
     if session is not None:
-        rows = session.models()
+        cards = session.cards()
+        rows = [row_of(card) for card in cards]
     else:
         from inferloom.cli.standalone import configured
 
         config = configured()
         print(f"no server answers at {DEFAULT_URL}: this is what the configuration declares", file=sys.stderr)
         rows = [declared(model, config) for model in config.model]
-    print(table(rows, LIST_COLUMNS))
+        cards = []
+    if as_json:
+        print_json(cards or rows)
+    else:
+        print(table(rows, LIST_COLUMNS))
 
 
-def load(model: Name, url: Url = None) -> None:
+def load(model: Name, url: Url = None, as_json: Json = False) -> None:
     """Load a model of the running server and wait until it is ready."""
-    _change("load", model, url)
+    _change("load", model, url, as_json)
 
 
-def unload(model: Name, url: Url = None) -> None:
+def unload(
+    model: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="End the answers in progress, and a load in progress.")
+    ] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
     """Unload a model of the running server; the next request loads it again."""
-    _change("unload", model, url)
+    _change("unload", model, url, as_json, **({"force": True} if force else {}))
 
 
-def reload(model: Name, url: Url = None) -> None:
-    """Load an unloaded model of the running server again and wait until it is ready."""
-    _change("reload", model, url)
+def reload(model: Name, url: Url = None, as_json: Json = False) -> None:
+    """Load a model of the running server again and wait until it is ready."""
+    _change("reload", model, url, as_json)
 
 
-def _change(verb: str, model: str, url: str | None) -> None:
+def pin(
+    model: Name,
+    off: Annotated[bool, typer.Option("--off", help="Let it go again.")] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a model of the running server in memory: others do not push it out."""
+    answer = server(url).lifecycle("pin", model, pin=not off)
+    if as_json:
+        print_json(answer)
+    else:
+        print(f"{answer.get('model_id', model)}: {'no longer pinned' if off else 'pinned'}")
+
+
+def plan(model: Name, url: Url = None, as_json: Json = False) -> None:
+    """Say what loading a model would take, and whom it would push out. Nothing is changed.
+
+    The exit status is 1 where it does not fit.
+    """
+    answer = server(url).lifecycle("plan", model)
+    if as_json:
+        print_json(answer)
+    else:
+        print(_planned(answer, model))
+    if not answer.get("fits"):
+        raise typer.Exit(1)
+
+
+def _planned(answer: dict[str, Any], model: str) -> str:
+    """The plan in sentences."""
+    name = answer.get("model_id", model)
+    kinds = {kind: int(count or 0) for kind, count in (answer.get("bytes") or {}).items()}
+    parts = ", ".join(
+        f"{_bytes(kinds[kind])} {word}"
+        for kind, word in (("weights", "weights"), ("kv", "KV"), ("workspace", "workspace"))
+        if kinds.get(kind)
+    )
+    need = sum(kinds.get(kind, 0) for kind in ("weights", "kv", "workspace"))
+    free = answer.get("free_bytes")
+    lines = []
+    if need:
+        lines.append(f"{name} needs {_bytes(need)}" + (f" ({parts})" if parts else ""))
+        if free is not None:
+            lines[-1] += f"; {_bytes(int(free))} are free"
+    evicts = [
+        f"{one['model_id']} ({_bytes(int(one.get('bytes') or 0))})" for one in answer.get("evicts") or ()
+    ]
+    if not answer.get("fits"):
+        lines.append(f"it does not fit: {answer.get('reason') or 'the server says no more'}")
+        return "\n".join(lines)
+    lines.append(f"loading it evicts {', '.join(evicts)}" if evicts else "loading it evicts nothing")
+    if answer.get("expected_secs") is not None:
+        lines[-1] += f" and takes about {float(answer['expected_secs']):.2f} s"
+    if answer.get("reason"):
+        lines.append(str(answer["reason"]))
+    return "\n".join(lines)
+
+
+def _change(verb: str, model: str, url: str | None, as_json: bool, **fields: Any) -> None:
     began = time.monotonic()
-    answer = _server(url).lifecycle(verb, model)
-    print(f"{answer.get('model_id', model)}: {answer.get('status')} ({time.monotonic() - began:.2f} s)")
+    answer = server(url).lifecycle(verb, model, **fields)
+    if as_json:
+        print_json(answer)
+        return
+    freed = int(answer.get("freed_bytes") or 0)
+    more = f", {_bytes(freed)} are free again" if freed else ""
+    seconds = time.monotonic() - began
+    print(f"{answer.get('model_id', model)}: {answer.get('status')} ({seconds:.2f} s){more}")
 
 
-def _server(url: str | None) -> Session:
+def _bytes(count: int) -> str:
+    return f"{human_count(count) or 0}B"
+
+
+def server(url: str | None) -> Session:
+    """The running server. Raises `NoServer` where there is none."""
     session = connect(url)
     if session is None:
         raise NoServer(

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ import msgspec
 from inferloom.cli.listing import ModelRow
 from inferloom.cli.transport import AppTransport, HttpTransport, NoServer, Reply, Transport
 from inferloom.config.schema import Config
-from inferloom.errors import InferloomError, InvalidRequest, ModelNotFound, Unauthorized
+from inferloom.errors import InferloomError, InvalidRequest, ModelNotFound, Unauthorized, Unsupported
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -47,18 +48,18 @@ class Session:
 
     def models(self) -> list[ModelRow]:
         """Every declared model in the order of the configuration."""
+        return [row_of(card) for card in self.cards()]
+
+    def cards(self) -> list[dict[str, Any]]:
+        """What `/v1/models/{id}` says of every declared model, in the same order."""
         listing = self._get("/v1/models")
         # "default" stands first and stands for another one, without a status of its own, unless a model is named so.
         names = [item["id"] for item in listing["data"] if item["id"] != "default" or "status" in item]
-        return [_row(self._get(f"/v1/models/{quote(name)}")) for name in names]
-
-    def cards(self) -> list[dict[str, Any]]:
-        """What `/v1/models/{id}` says of every declared model."""
-        return [self._get(f"/v1/models/{quote(row.id)}") for row in self.models()]
+        return [self._get(f"/v1/models/{quote(name)}") for name in names]
 
     def find(self, name: str) -> ModelRow:
         """The model of that id or alias. Raises `ModelNotFound`."""
-        return _row(self._get(f"/v1/models/{quote(name)}"))
+        return row_of(self._get(f"/v1/models/{quote(name)}"))
 
     def chat(
         self,
@@ -83,11 +84,42 @@ class Session:
         finally:
             reply.close()
 
-    def lifecycle(self, verb: str, model: str) -> dict[str, Any]:
-        """`load`, `unload` or `reload` a declared model; the server's answer, with `status` and `state`."""
-        reply = self._transport.request("POST", f"/v1/models/{verb}", {"model_id": model})
+    def lifecycle(self, verb: str, model: str, **fields: Any) -> dict[str, Any]:
+        """`load`, `unload`, `reload`, `pin` or `plan` for a declared model; the server's answer.
+
+        Raises `Unsupported` where the server is older than the verb.
+        """
+        reply = self._transport.request("POST", f"/v1/models/{verb}", {"model_id": model, **fields})
+        if reply.status in (404, 405):
+            body = reply.json()
+            if _code(body) in (None, "not_found", "method_not_allowed"):
+                raise Unsupported(f"`{verb}`", "the running server is older than this command.")
+            raise _error(reply.status, body)
         answer: dict[str, Any] = self._checked(reply).json()
         return answer
+
+    def metrics(self) -> str:
+        """What `GET /metrics` says; empty where the server keeps none."""
+        reply = self._transport.request("GET", "/metrics")
+        text = b"\n".join(reply.lines()).decode("utf-8", "replace")
+        reply.close()
+        return text if reply.status == 200 else ""
+
+    def events(self) -> Iterator[tuple[str, Any]]:
+        """Name and data of what happens to the models, until the server ends the stream; nothing where it has none."""
+        reply = self._transport.request("GET", "/v1/events")
+        try:
+            if reply.status != 200:
+                return
+            name = "message"
+            for line in reply.lines():
+                if line.startswith(b"event:"):
+                    name = line[6:].strip().decode()
+                elif line.startswith(b"data:"):
+                    yield name, json.loads(line[5:])
+                    name = "message"
+        finally:
+            reply.close()
 
     def _get(self, path: str) -> Any:
         return self._checked(self._transport.request("GET", path)).json()
@@ -99,7 +131,10 @@ class Session:
         raise _error(reply.status, reply.json())
 
 
-def _row(card: dict[str, Any]) -> ModelRow:
+def row_of(card: dict[str, Any]) -> ModelRow:
+    """What `/v1/models/{id}` says, as a row of the listing. What an older server does not say is left empty."""
+    held = card.get("bytes")
+    kinds = held if isinstance(held, dict) else {}
     return ModelRow(
         id=card["id"],
         state=str(card.get("state") or card.get("status") or ""),
@@ -110,8 +145,23 @@ def _row(card: dict[str, Any]) -> ModelRow:
         driver=str(card.get("driver") or ""),
         system_prompt=card.get("system_prompt"),
         default=bool(card.get("default")),
+        stage=str(card.get("stage") or ""),
+        fraction=card.get("fraction"),
         reason=str(card.get("reason") or ""),
+        memory=sum(int(kinds.get(kind) or 0) for kind in ("weights", "kv", "workspace")),
+        expires_at=_moment(card.get("expires_at")),
+        pinned=bool(card.get("pinned")),
     )
+
+
+def _moment(value: Any) -> float | None:
+    """Seconds since the epoch, of a number or an ISO date."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _pieces(reply: Reply) -> Iterator[Piece]:
@@ -139,11 +189,16 @@ def _pieces(reply: Reply) -> Iterator[Piece]:
             )
 
 
+def _code(body: Any) -> str | None:
+    detail = body.get("error") if isinstance(body, dict) else None
+    return detail.get("code") if isinstance(detail, dict) else None
+
+
 def _error(status: int, body: Any) -> InferloomError:
     detail = body.get("error") if isinstance(body, dict) else None
     message = detail.get("message") if isinstance(detail, dict) else None
     message = message or f"the server answered with status {status}"
-    code = detail.get("code") if isinstance(detail, dict) else None
+    code = _code(body)
     if status == 401:
         return Unauthorized(f"{message} (set INFERLOOM_API_KEY to a key of this server)")
     if code == "model_not_found":

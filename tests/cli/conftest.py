@@ -29,7 +29,7 @@ def served(standin: StandIn, stack: ExitStack) -> HttpTransport:
     thread.start()
 
     def stop() -> None:
-        server.should_exit = True
+        standin.closing = server.should_exit = True
         thread.join()
 
     stack.callback(stop)

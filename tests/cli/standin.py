@@ -15,21 +15,45 @@ WORDS = ("The", " capital", " is", " Paris", ".")
 
 
 class StandIn:
-    """`requests` holds the bodies that arrived; `left` is set when a reader left before the end."""
+    """`requests` holds the bodies that arrived; `left` is set when a reader left before the end. `cards` are what is said
+    of its two models beside the usual, `plan` is the answer to every plan, `metrics` the text of its counters, and `told`
+    what its events are. One that is `older` has neither pin, plan, counters nor events."""
 
-    def __init__(self, *, endless: bool = False, fails: bool = False, refuses: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        endless: bool = False,
+        fails: bool = False,
+        refuses: str | None = None,
+        older: bool = False,
+        cards: dict[str, dict[str, object]] | None = None,
+        plan: dict[str, object] | None = None,
+        told: list[tuple[str, dict[str, object]]] | None = None,
+    ) -> None:
         self.requests: list[dict[str, object]] = []
         self.authorizations: list[str | None] = []
         self.left = False
         self._endless = endless
         self._fails = fails
         self._refuses = refuses  # a field that is unknown to it
+        self.cards = cards or {}
+        self.plan = plan or {}
+        self.metrics: list[str] = []  # one for each time they are asked for; the last one stays
+        self._told = told or []
+        self.closing = False  # set by whoever serves it: streams of events end
+        newer = [
+            Route("/v1/models/pin", self._pin, methods=["POST"]),
+            Route("/v1/models/plan", self._plan, methods=["POST"]),
+            Route("/metrics", self._metrics),
+            Route("/v1/events", self._happenings),
+        ]
         self.app = Starlette(
             routes=[
                 Route("/v1/models", self._listing),
                 Route("/v1/models/{name:path}", self._card, methods=["GET"]),
                 Route("/v1/models/unload", self._unload, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                *([] if older else newer),
             ]
         )
 
@@ -43,20 +67,41 @@ class StandIn:
         if name not in ("org/small", "vectors"):
             error = {"message": f"model not found: {name}", "code": "model_not_found"}
             return JSONResponse({"error": error}, 404)
-        return JSONResponse(
-            {
-                "id": name,
-                "root": name,
-                "status": "loaded",
-                "state": "ready",
-                "kind": "generate",
-                "parameters": 135_000_000,
-            }
-        )
+        card = {"id": name, "root": name, "status": "loaded", "state": "ready", "kind": "generate"}
+        return JSONResponse({**card, "parameters": 135_000_000, **self.cards.get(name, {})})
 
     async def _unload(self, request: Request) -> Response:
         body = await request.json()
-        return JSONResponse({"model_id": body["model_id"], "status": "unloaded"})
+        self.requests.append(body)
+        return JSONResponse({"model_id": body["model_id"], "status": "unloaded", "freed_bytes": 312_000_000})
+
+    async def _pin(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        if body["model_id"] == "nope":
+            error = {"message": "model not found: nope", "code": "model_not_found"}
+            return JSONResponse({"model_id": "nope", "status": "not_found", "error": error}, 404)
+        return JSONResponse({"model_id": body["model_id"], "pinned": body["pin"]})
+
+    async def _plan(self, request: Request) -> Response:
+        body = await request.json()
+        return JSONResponse({"model_id": body["model_id"], **self.plan})
+
+    async def _metrics(self, request: Request) -> Response:
+        del request
+        text = self.metrics.pop(0) if len(self.metrics) > 1 else "".join(self.metrics)
+        return Response(text, media_type="text/plain")
+
+    async def _happenings(self, request: Request) -> Response:
+        async def events() -> AsyncIterator[str]:
+            yield "event: snapshot\ndata: {}\n\n"
+            for name, data in self._told:
+                yield f"event: {name}\ndata: {json.dumps(data)}\n\n"
+            while not self.closing and not await request.is_disconnected():
+                yield ": still here\n\n"
+                await asyncio.sleep(0.02)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
