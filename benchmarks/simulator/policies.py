@@ -17,17 +17,17 @@ class Ours:
 
     def __init__(self, policy: admission.Policy) -> None:
         self.name = f"inferloom, {policy}"
-        self._policy = policy
+        self.policy = policy
 
     def decide(self, machine: Machine) -> Order | None:
         waiting, residents = _snapshot(machine)
-        decision = next_load(waiting, residents, free=machine.free, policy=self._policy)
+        decision = next_load(waiting, residents, free=machine.free, policy=self.policy)
         if decision is None:
             return None
         return Order(decision.model, [victim.id for victim in decision.victims])
 
     def look_again_secs(self, machine: Machine) -> float:
-        return admission.look_again_secs(*_snapshot(machine), policy=self._policy)
+        return admission.look_again_secs(*_snapshot(machine), policy=self.policy)
 
 
 def _snapshot(machine: Machine) -> tuple[list[Waiting], list[Resident]]:
@@ -54,6 +54,7 @@ def _snapshot(machine: Machine) -> tuple[list[Waiting], list[Resident]]:
             reload_secs=one.model.load_secs,
             rate=machine.demands[one.model.name].rate(machine.now),
             leased=one.leases > 0,
+            yielding=one.model.name in machine.closed,
             waiting=len(groups.get(one.model.name, ())),
         )
         for one in machine.ready()

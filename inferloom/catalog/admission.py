@@ -208,9 +208,19 @@ def _victims_that_yield(
     free: int,
     now_excluded: Collection[str],
 ) -> list[Victim] | None:
-    """The cheapest way to make room where those who are `able` to yield may end though they are leased."""
+    """The cheapest way to make room where those who are `able` to yield may end though they are leased.
+
+    Who yields already costs nothing more: otherwise the requests that gather before it would make it dear, somebody
+    else would yield instead, and at the next request somebody else again, so that nobody's leases ever end.
+    """
     names = {resident.id for resident in able}
-    opened = [structs.replace(r, leased=False) if r.id in names else r for r in residents]
+    opened = []
+    for resident in residents:
+        if resident.yielding and not resident.pinned:
+            resident = structs.replace(resident, leased=False, reload_secs=0.0)
+        elif resident.id in names:
+            resident = structs.replace(resident, leased=False)
+        opened.append(resident)
     found = victims(opened, need=one.need_bytes, free=free, now_excluded=now_excluded)
     if found is None:
         return None

@@ -52,6 +52,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     pinned: bool = False
     leased: bool = False  # or otherwise not to be ended now: it loads, it drains
+    yielding: bool = False  # admission has said so and since then it gets no leases
     waiting: int = 0  # requests that wait for a place in it
     shrinkable: int = 0  # bytes of KV it can give back and go on, leased or pinned as it may be
 
