@@ -94,6 +94,36 @@ def test_an_answer_that_ends_early_in_good_order_is_not_taken_for_the_file(hub: 
     assert offsets(hub) == [0, 1_000_000]
 
 
+def test_a_hub_that_falls_silent_is_asked_again(hub: Hub, tmp_path: Path) -> None:
+    release = threading.Event()
+    hub.faults[NAME] = [Fault(after=1_000_000, stalls=release)]
+    try:
+        assert weights(hub, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1") == WEIGHTS
+    finally:
+        release.set()
+    assert offsets(hub)[0] == 0 and offsets(hub)[1] > 0
+
+
+def test_files_of_the_same_content_are_one_blob(hub: Hub, tmp_path: Path) -> None:
+    assert weights(hub, tmp_path, "o/twins") == WEIGHTS
+    (snapshot,) = (cache(tmp_path, "o/twins") / "snapshots").iterdir()
+    twins = [(snapshot / name).resolve() for name in ("config.json", "special_tokens_map.json")]
+    assert twins[0] == twins[1] and twins[0].read_bytes() == b"{}"
+
+
+def test_a_link_that_leads_nowhere_is_mended(hub: Hub, tmp_path: Path) -> None:
+    weights(hub, tmp_path)
+    (cache(tmp_path) / "blobs" / sha256(WEIGHTS)).unlink()
+    assert weights(hub, tmp_path) == WEIGHTS
+
+
+def test_a_blob_of_another_size_is_not_used(hub: Hub, tmp_path: Path) -> None:
+    blob = cache(tmp_path) / "blobs" / sha256(WEIGHTS)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(WEIGHTS[:-1])
+    assert weights(hub, tmp_path) == WEIGHTS
+
+
 def test_a_busy_hub_is_asked_again(hub: Hub, tmp_path: Path) -> None:
     hub.faults[NAME] = [Fault(status=503), Fault(status=429)]
     assert weights(hub, tmp_path) == WEIGHTS
