@@ -12,6 +12,7 @@ from inferloom.cli.listing import LIST_COLUMNS, declared, human_count, table
 from inferloom.cli.printing import print_json
 from inferloom.cli.session import DEFAULT_URL, Session, connect, row_of
 from inferloom.cli.transport import NoServer
+from inferloom.cli.waiting import load_shown
 
 Url = Annotated[
     str | None,
@@ -125,7 +126,9 @@ def _planned(answer: dict[str, Any], model: str) -> str:
 
 def _change(verb: str, model: str, url: str | None, as_json: bool, **fields: Any) -> None:
     began = time.monotonic()
-    answer = server(url).lifecycle(verb, model, **fields)
+    session = server(url)
+    with load_shown(session, model):
+        answer = session.lifecycle(verb, model, **fields)
     if as_json:
         print_json(answer)
         return

@@ -105,9 +105,11 @@ class Session:
         reply.close()
         return text if reply.status == 200 else ""
 
-    def events(self) -> Iterator[tuple[str, Any]]:
-        """Name and data of what happens to the models, until the server ends the stream; nothing where it has none."""
-        reply = self._transport.request("GET", "/v1/events")
+    def events(self, model: str | None = None) -> Iterator[tuple[str, Any]]:
+        """Name and data of what happens to the models, or to one, until the server ends the stream; nothing where it has
+        none."""
+        query = "" if model is None else f"?model={quote(model, safe='')}"
+        reply = self._transport.request("GET", f"/v1/events{query}")
         try:
             if reply.status != 200:
                 return

@@ -23,6 +23,8 @@ from inferloom.sources.unfinished import Content, Interrupted, RemoteFile, Traff
 
 PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further attempt; every new byte starts them again."""
+LARGEST_OVER_HTTP = 50 * 1000**3
+"""Bytes; larger files the hub hands out by its own protocol alone."""
 _LONGEST_PAUSE = 60.0  # that a hub's Retry-After can ask for
 _BUSY = (408, 429)
 
@@ -42,6 +44,8 @@ def download(file: RemoteFile, folder: Path, traffic: Traffic, *, pauses: tuple[
     used up, `SourceError` for content that is not what the hub's metadata say, the library's errors for what the hub
     refuses, and `OSError` for what the disk refuses.
     """
+    if (file.size or 0) > LARGEST_OVER_HTTP:
+        return _by_the_library(file, traffic)
     link = folder / "snapshots" / file.commit / file.name
     blobs = folder / "blobs"
     attempts = _Attempts(pauses)
@@ -60,7 +64,32 @@ def download(file: RemoteFile, folder: Path, traffic: Traffic, *, pauses: tuple[
             _fill(file, Content(descriptor, file), traffic, pauses)
             os.fsync(descriptor)
             place(blobs, key).replace(blob)
-    _link(blob, link)
+    return _link(blob, link)
+
+
+def _by_the_library(file: RemoteFile, traffic: Traffic) -> None:
+    """A file that the hub's library alone can carry; it keeps nothing of a download that was interrupted."""
+    from huggingface_hub import hf_hub_download
+
+    traffic.waits(f"{file.name} is too large for HTTP: the hub's library downloads it")
+    path = Path(hf_hub_download(file.repo, file.name, revision=file.commit))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = Content(descriptor, file)
+    finally:
+        os.close(descriptor)
+    problem = content.problem()
+    if problem is not None:
+        path.resolve().unlink()
+        raise _mismatch(file, problem)
+    traffic.arrived(content.size)
+
+
+def _mismatch(file: RemoteFile, problem: str) -> SourceError:
+    return SourceError(
+        f"checksum mismatch: {file.name} of {file.repo} {problem}; the download was damaged or replaced, "
+        "and was thrown away."
+    )
 
 
 def _described(file: RemoteFile) -> tuple[RemoteFile, str]:
@@ -108,10 +137,7 @@ def _fill(file: RemoteFile, content: Content, traffic: Traffic, pauses: tuple[fl
             return
         traffic.arrived(-content.clear())
         if not pieced:
-            raise SourceError(
-                f"checksum mismatch: {file.name} of {file.repo} {problem}; the download was damaged or replaced, "
-                "and was thrown away."
-            )
+            raise _mismatch(file, problem)
         pieced = False
         traffic.waits(f"{file.name} {problem}: starting it again")
 

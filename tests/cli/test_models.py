@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from cli.conftest import served
 from cli.standin import StandIn
 
 from inferloom.cli.app import main
+from inferloom.cli.waiting import LoadLine
 
 Serve = Callable[[StandIn], StandIn]
 FITS = {
@@ -73,6 +75,18 @@ def test_a_model_that_loads_shows_how_far_it_is(serve: Serve, capsys: pytest.Cap
     serve(StandIn(cards={"vectors": {"state": "loading", "stage": "weights", "fraction": 0.4}}))
     assert status("models") == 0
     assert "loading weights 40%" in capsys.readouterr().out
+
+
+def test_whoever_waits_for_a_load_on_a_terminal_sees_how_far_it_is() -> None:
+    terminal = io.StringIO()
+    line = LoadLine(terminal)
+    line.note("snapshot", {"models": []})
+    line.note("load_progress", {"id": "large", "stage": "download", "fraction": 0.25, "detail": "3 of 12 MB"})
+    assert terminal.getvalue() == "\r\x1b[Klarge loading download 25% 3 of 12 MB"
+    line.note("model", {"id": "large", "state": "warming"})
+    line.clear()
+    line.note("model", {"id": "large", "state": "ready"})
+    assert terminal.getvalue().endswith("\r\x1b[Klarge warming\r\x1b[K")
 
 
 def test_an_expiry_may_be_an_iso_date(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,6 +239,37 @@ def test_attempts_without_a_new_byte_are_spaced_and_come_to_an_end(hub: Hub, tmp
     assert left_in(tmp_path)[0].stat().st_size > 0
 
 
+LARGE = """
+import sys
+from inferloom.formats.prepare import main
+from inferloom.sources import transfer
+
+transfer.LARGEST_OVER_HTTP = 1_000_000
+sys.exit(main(["o/m"]))
+"""
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_is_too_large_for_http_comes_by_the_hubs_library_and_is_checked_all_the_same(
+    hub: Hub, tmp_path: Path, changed: bool
+) -> None:
+    hub.faults[NAME] = [Fault(changed=changed)]
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE],
+        env=hub.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert "too large for HTTP: the hub's library downloads it" in done.stdout
+    last = json.loads(done.stdout.splitlines()[-1])
+    if changed:
+        assert "checksum mismatch: model.safetensors of o/m has the SHA-256" in last["error"]["message"]
+        assert weights(hub, tmp_path) == WEIGHTS
+    else:
+        assert Path(last["checkpoint"]["weights"][0]).read_bytes() == WEIGHTS
+
+
 FULL = """
 import errno, os, sys
 from inferloom.formats.prepare import main
