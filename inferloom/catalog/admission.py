@@ -26,12 +26,13 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     quantum: float  # a busy model yields after serving this many times its load
     patience_secs: float  # who has waited this long …
-    patience_rounds: float  # … and this many times what loading everybody who waits takes, is next
+    patience_rounds: float  # … and this many times what loading everybody who waits takes, is next;
+    patience_most: float  # or simply this long
 
 
 TERMS: dict[Policy, Terms] = {
-    "latency": Terms(quantum=4.0, patience_secs=5.0, patience_rounds=4.0),
-    "throughput": Terms(quantum=16.0, patience_secs=60.0, patience_rounds=16.0),
+    "latency": Terms(quantum=4.0, patience_secs=5.0, patience_rounds=4.0, patience_most=60.0),
+    "throughput": Terms(quantum=16.0, patience_secs=60.0, patience_rounds=16.0, patience_most=600.0),
 }
 
 
@@ -44,6 +45,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     need_bytes: int
     load_secs: float  # measured, else estimated from its bytes
     priority: int = 0
+    excludes: frozenset[str] = frozenset()  # ids of residents that may not stay beside it (groups)
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ def next_load(
     free: int,
     policy: Policy,
     now_excluded: Collection[str] = (),
+    seats: int | None = None,
 ) -> Decision | None:
     """What to do for the models that wait for memory of one device.
 
@@ -82,17 +85,29 @@ def next_load(
     """
     patience = patience_secs(waiting, policy=policy)
     ordered = in_order(waiting, policy=policy)
+    least = 0 if seats is None else max(0, 1 - seats)
+
+    def room_for(one: Waiting, present: Sequence[Resident]) -> list[Victim] | None:
+        return victims(
+            present,
+            need=one.need_bytes,
+            free=free,
+            now_excluded=now_excluded,
+            forced=one.excludes,
+            least=least,
+        )
+
     for one in ordered:
-        found = victims(residents, need=one.need_bytes, free=free, now_excluded=now_excluded)
+        found = room_for(one, residents)
         if found is None and one.oldest_secs >= patience:
             # its room is kept for it: whoever could be loaded meanwhile would take what it waits for
-            found = _victims_that_yield(one, residents, residents, free=free, now_excluded=now_excluded)
+            found = _as_they_are(room_for(one, _opened(residents, residents)), residents)
         if found is not None:
             return Decision(model=one.model, victims=found)
     quantum = TERMS[policy].quantum
     for one in ordered:
         able = [r for r in residents if _quantum_left(r, quantum) <= 0 or r.priority < one.priority]
-        found = _victims_that_yield(one, able, residents, free=free, now_excluded=now_excluded)
+        found = _as_they_are(room_for(one, _opened(residents, able)), residents)
         if found is not None:
             return Decision(model=one.model, victims=found)
     return None
@@ -115,9 +130,10 @@ def in_order(waiting: Sequence[Waiting], *, policy: Policy) -> list[Waiting]:
 
 def patience_secs(waiting: Sequence[Waiting], *, policy: Policy) -> float:
     """How long a request waits before its model is next whatever else would be better. It grows with what all loads
-    that are asked for take, since nobody can be served faster than in that time."""
+    that are asked for take, since nobody can be served faster than in that time, up to a limit."""
     terms = TERMS[policy]
-    return max(terms.patience_secs, terms.patience_rounds * sum(one.load_secs for one in waiting))
+    rounds = terms.patience_rounds * sum(one.load_secs for one in waiting)
+    return min(max(terms.patience_secs, rounds), terms.patience_most)
 
 
 def look_again_secs(waiting: Sequence[Waiting], residents: Sequence[Resident], *, policy: Policy) -> float:
@@ -200,15 +216,8 @@ def _quantum_left(resident: Resident, quantum: float) -> float:
     return quantum * resident.reload_secs - resident.served_secs
 
 
-def _victims_that_yield(
-    one: Waiting,
-    able: Collection[Resident],
-    residents: Sequence[Resident],
-    *,
-    free: int,
-    now_excluded: Collection[str],
-) -> list[Victim] | None:
-    """The cheapest way to make room where those who are `able` to yield may end though they are leased.
+def _opened(residents: Sequence[Resident], able: Collection[Resident]) -> list[Resident]:
+    """The residents as if those `able` to yield had no leases.
 
     Who yields already costs nothing more: otherwise the requests that gather before it would make it dear, somebody
     else would yield instead, and at the next request somebody else again, so that nobody's leases ever end.
@@ -216,13 +225,16 @@ def _victims_that_yield(
     names = {resident.id for resident in able}
     opened = []
     for resident in residents:
-        if resident.yielding and not resident.pinned:
+        if resident.yielding:
             resident = structs.replace(resident, leased=False, reload_secs=0.0)
         elif resident.id in names:
             resident = structs.replace(resident, leased=False)
         opened.append(resident)
-    found = victims(opened, need=one.need_bytes, free=free, now_excluded=now_excluded)
+    return opened
+
+
+def _as_they_are(found: list[Victim] | None, residents: Sequence[Resident]) -> list[Victim] | None:
     if found is None:
         return None
-    as_they_are = {resident.id: resident for resident in residents}
-    return [structs.replace(victim, resident=as_they_are[victim.id]) for victim in found]
+    known = {resident.id: resident for resident in residents}
+    return [structs.replace(victim, resident=known[victim.id]) for victim in found]

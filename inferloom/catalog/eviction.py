@@ -79,7 +79,13 @@ class Victim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def victims(
-    residents: Sequence[Resident], *, need: int, free: int, now_excluded: Collection[str] = ()
+    residents: Sequence[Resident],
+    *,
+    need: int,
+    free: int,
+    now_excluded: Collection[str] = (),
+    forced: Collection[str] = (),
+    least: int = 0,
 ) -> list[Victim] | None:
     """The cheapest way to have `need` bytes where `free` are: who ends and who gives back spare KV.
 
@@ -96,18 +102,26 @@ def victims(
     leased residents never end, those in `now_excluded` are not touched. Up to 14 candidates the optimum is found by
     branch and bound, beyond that a greedy choice by loss per byte, from which every victim that can stay is taken back.
 
+    Those in `forced` end whatever the bytes (their group excludes who comes), and `least` residents do at least (only so
+    many may be loaded).
+
     Returns ended ones first, each group by name; [] where nothing has to be done; None where even all of it is not
-    enough.
+    enough, or somebody forced cannot end.
     """
     assert len({resident.device for resident in residents}) <= 1, "the residents are those of one device"
-    present = sorted((r for r in residents if r.id not in now_excluded), key=lambda r: r.id)
-    choice = _Choice(present, shortage=max(0, need - free))
+    ordered = sorted(residents, key=lambda r: r.id)
+    going = {r.id for r in ordered if r.id in forced}
+    if any(r.id in going and (r.pinned or r.leased or r.id in now_excluded) for r in ordered):
+        return None
+    present = [r for r in ordered if r.id not in now_excluded and r.id not in going]
+    shortage = max(0, need - free - sum(r.bytes for r in ordered if r.id in going))
+    choice = _Choice(present, shortage=shortage, least=max(0, least - len(going)))
     ended = choice.best()
     if ended is None:
         return None
     taken = choice.taken(ended)
     return [
-        *(Victim(resident=r, bytes=r.bytes, ends=True) for r in present if r.id in ended),
+        *(Victim(resident=r, bytes=r.bytes, ends=True) for r in ordered if r.id in ended | going),
         *(Victim(resident=r, bytes=taken[r.id], ends=False) for r in present if r.id in taken),
     ]
 
@@ -119,8 +133,9 @@ Rank = tuple[int, int, int, list[str]]
 class _Choice:
     """One question to the policy. Costs are whole nanoseconds, so that sums do not depend on their order."""
 
-    def __init__(self, present: Sequence[Resident], *, shortage: int) -> None:
+    def __init__(self, present: Sequence[Resident], *, shortage: int, least: int) -> None:
         self._shortage = shortage
+        self._least = least
         self._residents = {r.id: r for r in present}
         self._losses = {r.id: max(1, round(r.loss() * 1e9)) for r in present}
         levels = sorted({r.priority for r in present})
@@ -159,6 +174,8 @@ class _Choice:
 
     def _rank(self, ended: Ended) -> Rank | None:
         """What a choice is compared by; None where it does not free enough."""
+        if len(ended) < self._least:
+            return None
         size = self._size(ended)
         taken = self.taken(ended)
         if size + sum(taken.values()) < self._shortage:
@@ -205,14 +222,15 @@ class _Choice:
 
         def descend(depth: int, ended: Ended, cost: int, missing: int) -> None:
             nonlocal best, found
-            if missing <= spare:
+            if missing <= spare and len(ended) >= self._least:
                 rank = self._rank(ended)
                 if rank is not None and rank < best:
                     best, found = rank, ended
-            if depth == len(ranked) or missing <= 0 or missing > left[depth] + spare:
+            done = missing <= 0 and len(ended) >= self._least
+            if done or depth == len(ranked) or missing > left[depth] + spare:
                 return
             price = prices[depth]
-            if cost + missing * price.numerator // price.denominator > best[0] + rounding:
+            if cost + max(0, missing) * price.numerator // price.denominator > best[0] + rounding:
                 return
             here = ranked[depth]
             descend(depth + 1, ended | {here.id}, cost + self._costs[here.id], missing - here.bytes)

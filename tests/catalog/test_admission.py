@@ -211,6 +211,37 @@ def test_who_need_not_yield_any_more_does_not() -> None:
     assert decision.victims == []
 
 
+def test_those_of_its_group_leave_though_there_is_room() -> None:
+    residents = [resident("rival"), resident("other")]
+    one = waits("next", excludes=frozenset({"rival"}))
+    decision = next_load([one], residents, free=100, policy="latency")
+    assert decision is not None
+    assert [victim.id for victim in decision.victims] == ["rival"]
+
+
+def test_a_busy_one_of_its_group_yields_after_its_quantum() -> None:
+    one = waits("next", excludes=frozenset({"rival"}))
+    early, late = (resident("rival", leased=True, served_secs=secs) for secs in (0.0, 1e6))
+    assert next_load([one], [early], free=100, policy="latency") is None
+    decision = next_load([one], [late], free=100, policy="latency")
+    assert decision is not None
+    assert decision.yielding == ["rival"]
+
+
+def test_where_every_seat_is_taken_somebody_leaves_though_there_is_room() -> None:
+    residents = [resident("recent"), resident("old", idle_secs=900.0)]
+    decision = next_load([waits("next")], residents, free=100, policy="latency", seats=0)
+    assert decision is not None
+    assert [victim.id for victim in decision.victims] == ["old"]
+
+
+def test_patience_grows_with_the_loads_that_are_asked_for_up_to_a_limit() -> None:
+    one, many, slow = (
+        patience_secs([waits("a", load_secs=secs)], policy="latency") for secs in (0.1, 10.0, 1e4)
+    )
+    assert one == TERMS["latency"].patience_secs < many == 40.0 < slow == TERMS["latency"].patience_most
+
+
 def test_those_being_loaded_are_left_alone() -> None:
     residents = [resident("loading")]
     assert next_load([waits("next")], residents, free=0, policy="latency", now_excluded=["loading"]) is None

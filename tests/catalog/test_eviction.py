@@ -199,6 +199,29 @@ def test_a_crowd_is_decided_greedily_and_without_superfluous_victims() -> None:
     assert all(sum(v.bytes for v in found if v is not one) < 40 for one in found)
 
 
+def test_those_who_have_to_go_count_and_the_rest_is_chosen() -> None:
+    present = [resident("a", 4, reload_secs=9.0), resident("b", 4), resident("c", 4, reload_secs=0.1)]
+    assert names(victims(present, need=4, free=0, forced=["a"])) == ["a"]
+    assert names(victims(present, need=6, free=0, forced=["a"])) == ["a", "c"]
+    assert names(victims(present, need=0, free=9, forced=["b"])) == ["b"]
+
+
+def test_who_has_to_go_and_cannot_stops_it() -> None:
+    for facts in ({"pinned": True}, {"leased": True}):
+        assert victims([resident("a", 4, **facts)], need=0, free=9, forced=["a"]) is None
+
+
+@given(residents(), st.integers(0, 100), st.integers(0, 4))
+def test_where_so_many_have_to_go_the_cheapest_do(present: list[Resident], need: int, least: int) -> None:
+    found = victims(present, need=need, free=0, least=least)
+    choices = [c for c in every_choice(present, need) if sum(v.ends for v in c) >= least]
+    if found is None:
+        assert not choices
+    else:
+        assert sum(v.ends for v in found) >= least
+        assert cost(present, found) <= min(cost(present, c) for c in choices) * (1 + 1e-9) + 1e-7
+
+
 def test_demand_is_forgotten_over_the_memory() -> None:
     demand = Demand()
     for second in range(3000):
