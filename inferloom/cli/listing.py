@@ -32,6 +32,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 0
     expires_at: float | None = None  # seconds since the epoch
     pinned: bool = False
+    waiting: int = 0  # requests that wait for it
 
 
 class Column(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ Url = Annotated[
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="Id or alias of a declared model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 
+_KINDS = {"weights": "weights", "kv": "KV", "workspace": "workspace"}
+
 
 def models(url: Url = None, as_json: Json = False) -> None:
     """List the models of the running server, or of your configuration where no server answers.
@@ -62,7 +64,10 @@ def unload(
 
 
 def reload(model: Name, url: Url = None, as_json: Json = False) -> None:
-    """Load a model of the running server again and wait until it is ready."""
+    """Load a model of the running server again and wait until it is ready.
+
+    A loaded model is replaced if its files have changed, and left as it is if not; its requests go on meanwhile.
+    """
     _change("reload", model, url, as_json)
 
 
@@ -90,37 +95,41 @@ def plan(model: Name, url: Url = None, as_json: Json = False) -> None:
         print_json(answer)
     else:
         print(_planned(answer, model))
-    if not answer.get("fits"):
+    if answer.get("fits") is False:
         raise typer.Exit(1)
 
 
 def _planned(answer: dict[str, Any], model: str) -> str:
-    """The plan in sentences."""
+    """The plan in sentences. `fits` is null where the model's files are not on the server's machine."""
     name = answer.get("model_id", model)
-    kinds = {kind: int(count or 0) for kind, count in (answer.get("bytes") or {}).items()}
-    parts = ", ".join(
-        f"{_bytes(kinds[kind])} {word}"
-        for kind, word in (("weights", "weights"), ("kv", "KV"), ("workspace", "workspace"))
-        if kinds.get(kind)
-    )
-    need = sum(kinds.get(kind, 0) for kind in ("weights", "kv", "workspace"))
-    free = answer.get("free_bytes")
+    if answer.get("loaded"):
+        return f"{name} is loaded"
     lines = []
-    if need:
-        lines.append(f"{name} needs {_bytes(need)}" + (f" ({parts})" if parts else ""))
-        if free is not None:
-            lines[-1] += f"; {_bytes(int(free))} are free"
-    evicts = [
-        f"{one['model_id']} ({_bytes(int(one.get('bytes') or 0))})" for one in answer.get("evicts") or ()
-    ]
-    if not answer.get("fits"):
-        lines.append(f"it does not fit: {answer.get('reason') or 'the server says no more'}")
-        return "\n".join(lines)
-    lines.append(f"loading it evicts {', '.join(evicts)}" if evicts else "loading it evicts nothing")
-    if answer.get("expected_secs") is not None:
-        lines[-1] += f" and takes about {float(answer['expected_secs']):.2f} s"
-    if answer.get("reason"):
-        lines.append(str(answer["reason"]))
+    kinds = answer.get("bytes") or {}
+    parts = [(int(kinds.get(kind) or 0), kind) for kind in ("weights", "kv", "workspace")]
+    if need := sum(count for count, _ in parts):
+        named = ", ".join(f"{_bytes(count)} {_KINDS[kind]}" for count, kind in parts if count)
+        lines.append(
+            f"{name} needs {_bytes(need)} ({named}); {_bytes(int(answer.get('free_bytes') or 0))} are free"
+        )
+    reason = answer.get("reason")
+    if answer.get("fits") is None:
+        lines.append(
+            reason or f"what {name} takes is known when its files are there: `inferloom pull` fetches them"
+        )
+    elif not answer["fits"]:
+        lines.append(f"it does not fit: {reason or 'the server says no more'}")
+    else:
+        goes = [
+            f"{one['model_id']} ({_bytes(int(one.get('bytes') or 0))})" for one in answer.get("evicts") or ()
+        ]
+        lines.append(f"loading it evicts {', '.join(goes) or 'nothing'}")
+        if answer.get("expected_secs") is not None:
+            lines[-1] += f" and takes about {float(answer['expected_secs']):.2f} s"
+        if answer.get("waits"):
+            lines.append("it waits for others that load, leave or have requests")
+        if reason:
+            lines.append(str(reason))
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     tokens_per_second: float | None
     running: int
-    waiting: int
+    waiting: int  # for the model, and in its engine
     expires_at: float | None
     pinned: bool
     why: str
@@ -79,7 +79,7 @@ def lines(
             memory=row.memory or (row.bytes if row.state in ("ready", "draining") else 0),
             tokens_per_second=_rate(row.id, now, before),
             running=now.running.get(row.id, 0),
-            waiting=now.waiting.get(row.id, 0),
+            waiting=row.waiting + now.waiting.get(row.id, 0),
             expires_at=row.expires_at,
             pinned=row.pinned,
             why=row.reason or (told or {}).get(row.id, ""),

@@ -153,6 +153,7 @@ def row_of(card: dict[str, Any]) -> ModelRow:
         memory=sum(int(kinds.get(kind) or 0) for kind in ("weights", "kv", "workspace")),
         expires_at=_moment(card.get("expires_at")),
         pinned=bool(card.get("pinned")),
+        waiting=int(card.get("waiting") or 0),
     )
 
 

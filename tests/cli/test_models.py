@@ -130,9 +130,28 @@ def test_a_plan_says_what_it_takes_and_who_goes(serve: Serve, capsys: pytest.Cap
 
 
 def test_a_plan_for_a_loaded_model_says_so(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    serve(StandIn(plan={"fits": True, "evicts": [], "reason": "it is loaded already"}))
+    serve(StandIn(plan={"loaded": True, "fits": True, "evicts": [], "reason": None}))
     assert status("plan", "small") == 0
-    assert capsys.readouterr().out == "loading it evicts nothing\nit is loaded already\n"
+    assert capsys.readouterr().out == "small is loaded\n"
+
+
+def test_a_plan_without_the_files_says_what_is_missing(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve(StandIn(plan={"fits": None, "evicts": [], "reason": None}))
+    assert status("plan", "large") == 0
+    assert capsys.readouterr().out == (
+        "what large takes is known when its files are there: `inferloom pull` fetches them\n"
+    )
+
+
+def test_a_plan_that_takes_no_room_evicts_nothing(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(StandIn(plan={**FITS, "evicts": [], "waits": True, "expected_secs": None}))
+    assert status("plan", "large") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "loading it evicts nothing",
+        "it waits for others that load, leave or have requests",
+    ]
 
 
 def test_a_plan_that_does_not_fit_is_told_with_the_reason(

@@ -54,6 +54,11 @@ def test_a_rate_needs_two_readings_and_is_never_below_nothing() -> None:
     assert lines([SMALL], started_again, second)[0].tokens_per_second == 0.0
 
 
+def test_the_queue_is_who_waits_for_the_model_and_in_its_engine() -> None:
+    waited = ModelRow(id="a", state="loading", waiting=3)
+    assert lines([waited], Counters(1.0, waiting={"a": 2}), None)[0].waiting == 5
+
+
 def test_why_is_the_models_reason_or_what_an_event_said() -> None:
     failed = ModelRow(id="a", state="failed", reason="no such file")
     gone = ModelRow(id="b", state="unloaded")
