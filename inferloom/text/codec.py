@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from typing import TYPE_CHECKING, Any
 
 from inferloom.errors import InvalidRequest
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.text.chat_template import ChatTemplate
 from inferloom.text.detokenizer import Detokenizer, DetokenizerFactory, byte_level_alphabet
 from inferloom.text.messages import is_ordinary, message_dicts, tool_dict
 from inferloom.text.reasoning import ReasoningFormat
@@ -23,6 +20,11 @@ from inferloom.text.tokenizer_files import GenerationDefaults, TokenizerFiles, r
 from inferloom.text.tool_grammar import Marks, answer_grammar, thought_rule
 from inferloom.text.tools import ToolFormat
 from inferloom.types import ChatMessage, Constraint, Tool
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from inferloom.text.chat_template import ChatTemplate
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -45,6 +47,8 @@ class TextCodec:
     ) -> None:
         """`templates`: texts by name, `default` and perhaps `tool_use`. `add_bos`, `add_eos`: what
         tokenizer_config.json says, over what the tokenizer itself does; None where it says nothing."""
+        from inferloom.text.chat_template import ChatTemplate  # jinja2, as late as tokenizers
+
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -104,6 +108,8 @@ class TextCodec:
     def for_bytes(cls, *, chat_template: str | None = None, jinja_explicit: str | None = None) -> TextCodec:
         """A tokenizer that needs no file: token ids 0 … 255 are bytes, then ChatML's three special tokens. The
         template is ChatML's too, unless there is another (as in `load`)."""
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
         vocabulary = byte_level_alphabet()
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

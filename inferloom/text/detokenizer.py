@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 _BYTE_OF = {text: value for value in range(256) for text in (f"<0x{value:02X}>", f"<0x{value:02x}>")}

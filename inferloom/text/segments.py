@@ -7,8 +7,11 @@ from __future__ import annotations
 import re
 from array import array
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 KEPT = 256  # segments used last
 KEPT_CHARACTERS = 2048  # longer ones are not kept

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import tokenizers
-from tokenizers import Tokenizer
 
 from inferloom.errors import InvalidFormat, LoadFailed
+
+if TYPE_CHECKING:
+    import tokenizers
+    from tokenizers import Tokenizer
 
 _MAX_JSON_BYTES = 512 << 20
 _SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -46,6 +48,8 @@ class TokenizerFiles:
 
     def tokenizer(self) -> Tokenizer:
         """tokenizer.json, or what vocab.json + merges.txt or vocab.txt describe."""
+        from tokenizers import Tokenizer  # once a model is loaded: a server listens the sooner
+
         path = self.folder / "tokenizer.json"
         try:
             if path.is_file():
@@ -65,8 +69,10 @@ class TokenizerFiles:
         )
 
     def _from_vocab_and_merges(self) -> Tokenizer:
+        import tokenizers
+
         models, added = tokenizers.models, tokenizers.AddedToken
-        tokenizer = Tokenizer(
+        tokenizer = tokenizers.Tokenizer(
             models.BPE.from_file(str(self.folder / "vocab.json"), str(self.folder / "merges.txt"))
         )
         family = str(self.tokenizer_config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
@@ -102,9 +108,11 @@ class TokenizerFiles:
         return tokenizer
 
     def _from_wordpiece(self) -> Tokenizer:
+        import tokenizers
+
         config = self.tokenizer_config
         unknown = _token_text(config.get("unk_token")) or "[UNK]"
-        tokenizer = Tokenizer(
+        tokenizer = tokenizers.Tokenizer(
             tokenizers.models.WordPiece.from_file(str(self.folder / "vocab.txt"), unk_token=unknown)
         )
         lowercase = bool(config.get("do_lower_case", True))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from inferloom.text.call_syntax import ARGUMENTS_MARK, CallSyntax
 from inferloom.text.reasoning import ReasoningFormat
 from inferloom.text.schemas import guided
 from inferloom.types import Constraint, Tool
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 class Marks:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from inferloom.errors import InvalidRequest, Unsupported
 from inferloom.text.call_syntax import (
@@ -27,6 +26,9 @@ from inferloom.text.reasoning import ReasoningFormat
 from inferloom.text.tool_grammar import Marks, calls_grammar, thought_rule
 from inferloom.text.tool_parser import ToolCallParser
 from inferloom.types import ChatMessage, Constraint, Tool, ToolCall, ToolChoice
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _INTRODUCTION = (
     "You can call the functions that are described here, one JSON object for each:\n"

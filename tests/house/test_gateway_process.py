@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,12 @@ def test_the_gateway_maps_no_torch_after_tools_schemas_unload_and_reload() -> No
     assert "libtorch" not in found
     assert "transformers" not in found
     assert "libc.so" in found
+
+
+def test_what_only_a_loaded_model_needs_is_not_imported_before_the_gateway_listens() -> None:
+    code = (
+        "import sys, inferloom.gateway.server, inferloom.gateway.app, inferloom.catalog.catalog\n"
+        "print(*sorted({'tokenizers', 'jinja2', 'numpy', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
