@@ -220,6 +220,16 @@ class ModelRunner(ABC):
         """How much the pages of keys and values may take, told before `load_weights`."""
         return
 
+    async def resize_kv(self, pages: int) -> int:
+        """Have so many KV pages. Where too many are in use for fewer, the rest follows as they are released, and the card
+        says so. Never fewer than promised contexts and running requests need. Returns how many there are."""
+        return 0
+
+    async def spill(self) -> int:
+        """Before `close`, with nothing running: keep cached prefixes for the next `load_weights` of the same content.
+        Bytes that are kept; what cannot be kept is computed again, and is no error."""
+        return 0
+
     async def embed(self, batch: EmbedBatch) -> EmbedResult:
         raise Unsupported(
             "embedding", f"this {self.runtime_kind()} runner makes no embeddings", param="model"

@@ -18,7 +18,10 @@ def native_job(
     *,
     devices: tuple[str, ...],
     kv_budget_bytes: int,
+    kv_most_bytes: int = 0,
     draft: tuple[ModelConfig, Checkpoint] | None = None,
+    spill: str = "",
+    spill_key: str = "",
 ) -> WorkerJob:
     """Our engine over a checkpoint. Raises `LoadFailed` for more than one device."""
     if len(devices) > 1:
@@ -40,6 +43,9 @@ def native_job(
         max_batch_size=options.max_batch_size,
         max_batch_tokens=options.max_batch_tokens,
         kv_budget_bytes=kv_budget_bytes,
+        kv_most_bytes=kv_most_bytes,
+        spill=spill,
+        spill_key=spill_key,
         gpu_mem_utilization=options.gpu_mem_utilization,
         batch_policy=model.scheduler.batch_policy,
         prefix_cache=options.prefix_cache,

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import msgspec
 
@@ -33,6 +33,8 @@ from inferloom.runners.base import (
 from inferloom.runners.codecs import codec_of
 from inferloom.runners.footprints import Files, files_of, footprint_and_fingerprint
 from inferloom.runners.jobs import dummy_job, native_job
+from inferloom.runners.kept_pages import KeptPages, with_pages
+from inferloom.runners.questions import Questions
 from inferloom.runners.request import generate, text_length, with_system_prompt
 from inferloom.runners.run import Run
 from inferloom.runners.sampling import fresh_seed
@@ -50,6 +52,7 @@ from inferloom.types import (
     TransportKind,
 )
 from inferloom.worker.failures import rebuild
+from inferloom.worker.kv_store import KvStore
 from inferloom.worker.messages.replies import (
     Embedded,
     Failed,
@@ -57,6 +60,8 @@ from inferloom.worker.messages.replies import (
     Progress,
     Ready,
     Rejected,
+    Resized,
+    Spilled,
     Stats,
     Step,
 )
@@ -65,6 +70,7 @@ from inferloom.worker.messages.requests import (
     Embed,
     Flush,
     GetStats,
+    Resize,
 )
 from inferloom.worker.pool import WorkerPool
 from inferloom.worker.process import Exit, WorkerProcess
@@ -78,7 +84,8 @@ _BOOT = os.urandom(8)
 
 class LocalRunner(ModelRunner):
     """Runs requests in one worker. `on_death` is called once if the process ends without having been asked to.
-    `draft`: the smaller model whose weights go into the same worker.
+    `draft`: the smaller model whose weights go into the same worker. `kv_store`: where `spill` keeps cached prefixes, and
+    loading finds them.
     """
 
     def __init__(
@@ -90,10 +97,12 @@ class LocalRunner(ModelRunner):
         load_timeout: float | None = None,
         on_death: Callable[[InferloomError], None] | None = None,
         draft: ModelConfig | None = None,
+        kv_store: KvStore | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
-        self._kv_budget = kv_budget_bytes
+        self._kv_budget = self._kv_most = kv_budget_bytes
+        self._kept = KeptPages(model, kv_store)
         self._load_timeout = load_timeout
         self._on_death = on_death
         self._draft = draft
@@ -108,8 +117,7 @@ class LocalRunner(ModelRunner):
         self._progress: ProgressSink | None = None
         self._reason: InferloomError | None = None  # what the worker said before it ended
         self._runs: dict[int, Run] = {}
-        self._answers: dict[int, asyncio.Future[Any]] = {}  # of embeddings and statistics
-        self._numbers = 0
+        self._questions = Questions()
         self._ends: frozenset[int] = frozenset()
         self.stats = Stats(0)  # the worker's last report
 
@@ -194,6 +202,16 @@ class LocalRunner(ModelRunner):
         await self.close()
         await self.load_weights(None, self._source)
 
+    async def resize_kv(self, pages: int) -> int:
+        process = self._serving()[2]
+        resized: Resized = await self._questions.ask(process, lambda number: Resize(number, pages))
+        return resized.pages
+
+    async def spill(self) -> int:
+        if self._card is None or self._process is None or not self._process.alive or self._runs:
+            return 0
+        return await self._kept.keep(self._card, partial(self._questions.ask, self._process))
+
     async def close(self) -> None:
         """End the worker; returns when the process is gone."""
         self._fail_all(Cancelled(f"the model {self._model.name} was unloaded while it was answering"))
@@ -221,7 +239,9 @@ class LocalRunner(ModelRunner):
                     files.checkpoint,
                     devices=devices,
                     kv_budget_bytes=self._kv_budget,
+                    kv_most_bytes=self._kv_most,
                     draft=files.draft,
+                    **await self._kept.found(files.checkpoint),
                 )
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)
@@ -258,8 +278,7 @@ class LocalRunner(ModelRunner):
             plan = await asyncio.to_thread(AnswerPlan, codec, batch)
         else:
             plan = AnswerPlan(codec, batch)
-        self._numbers += 1
-        number = self._numbers
+        number = self._questions.number()
         request = generate(
             batch,
             plan,
@@ -299,7 +318,9 @@ class LocalRunner(ModelRunner):
             prompts = await asyncio.to_thread(embedding.prompts, batch, codec, card)
         else:
             prompts = embedding.prompts(batch, codec, card)
-        answer = await self._ask(process, lambda number: Embed(number, prompts), deadline=batch.deadline)
+        answer = await self._questions.ask(
+            process, lambda number: Embed(number, prompts), deadline=batch.deadline
+        )
         return embedding.result(answer, batch, prompts)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -317,12 +338,12 @@ class LocalRunner(ModelRunner):
 
     async def ask_stats(self) -> Stats:
         """The worker's counters, as of its next step."""
-        answer: Stats = await self._ask(self._serving()[2], GetStats)
+        answer: Stats = await self._questions.ask(self._serving()[2], GetStats)
         return answer
 
     async def flush(self) -> Stats:
         """Drop the prefix cache."""
-        answer: Stats = await self._ask(self._serving()[2], Flush)
+        answer: Stats = await self._questions.ask(self._serving()[2], Flush)
         return answer
 
     def _serving(self) -> tuple[TextCodec, ModelCard, WorkerProcess]:
@@ -330,24 +351,6 @@ class LocalRunner(ModelRunner):
         if codec is None or card is None or process is None or not process.alive:
             raise self._died()
         return codec, card, process
-
-    async def _ask(
-        self, process: WorkerProcess, question: Callable[[int], Any], *, deadline: float | None = None
-    ) -> Any:
-        """Send a question that has one answer, and wait for it."""
-        self._numbers += 1
-        number = self._numbers
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        process.send(question(number))
-        try:
-            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                return await answer
-        except TimeoutError:
-            raise RequestTimeout("the request's time limit was reached before it was answered") from None
-        finally:
-            if not answer.done() or answer.cancelled():
-                process.send(Cancel(number))
-            self._answers.pop(number, None)
 
     # --- ends of requests -------------------------------------------------------------------------------------------
 
@@ -377,9 +380,7 @@ class LocalRunner(ModelRunner):
             if run.timer is not None:
                 run.timer.cancel()
             run.handle.fail(error)
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(error)
+        self._questions.fail(error)
 
     # --- the worker -------------------------------------------------------------------------------------------------
 
@@ -392,9 +393,12 @@ class LocalRunner(ModelRunner):
                     self._forget(run)
         elif isinstance(message, Stats):
             self.stats = message
-            self._answer(message.id, message)
-        elif isinstance(message, Embedded):
-            self._answer(message.id, message)
+            self._questions.answer(message.id, message)
+        elif isinstance(message, Embedded | Spilled):
+            self._questions.answer(message.id, message)
+        elif isinstance(message, Resized):
+            self._card = self._card and with_pages(self._card, message)
+            self._questions.answer(message.id, message)
         elif isinstance(message, Rejected):
             self._reject(message)
         elif isinstance(message, Progress):
@@ -406,20 +410,13 @@ class LocalRunner(ModelRunner):
         elif isinstance(message, Failed):
             self._reason = rebuild(message.kind, message.message)
 
-    def _answer(self, number: int, message: Stats | Embedded) -> None:
-        waiting = self._answers.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(message)
-
     def _reject(self, message: Rejected) -> None:
         error = rebuild(message.kind, message.message)
         run = self._runs.get(message.id)
         if run is not None:
             self._forget(run)
             run.handle.fail(error)
-        waiting = self._answers.get(message.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(error)
+        self._questions.fail(error, message.id)
 
     def _on_exit(self, process: WorkerProcess, how: Exit) -> None:
         loading = self._ready

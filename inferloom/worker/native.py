@@ -135,7 +135,6 @@ class EngineHost:
         )
         self._rejected: list[FromWorker] = []
         self._told_pages = pages
-        self._owner = job.spill_key
         self._attach(job)
 
     @property
@@ -186,7 +185,7 @@ class EngineHost:
         pages = room.hottest(count) if count and not self._engine.unfinished else []
         if not pages:
             return Spilled(id=request.id, pages=0, bytes=0)
-        header = Header(self._owner, self.card.executor, room.bytes_per_page, [key for key, _ in pages])
+        header = Header(request.owner, self.card.executor, room.bytes_per_page, [key for key, _ in pages])
         try:
             size = write(Path(request.path), header, (content() for _, content in pages))
         except OSError as error:
@@ -200,7 +199,9 @@ class EngineHost:
             return
         path, room = Path(job.spill), self._engine.room
         try:
-            kept = read(path, owner=self._owner, executor=self.card.executor, page_bytes=room.bytes_per_page)
+            kept = read(
+                path, owner=job.spill_key, executor=self.card.executor, page_bytes=room.bytes_per_page
+            )
         except FileNotFoundError:
             return
         except (OSError, Foreign) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,14 @@ class Measured:
         )
 
 
+def mapped_of(pid: int, checkpoint: Checkpoint) -> int:
+    return sum(mapped(pid, str(Path(name).resolve())) for name in checkpoint.weights)
+
+
+def size_of(checkpoint: Checkpoint) -> int:
+    return sum(Path(name).stat().st_size for name in checkpoint.weights)
+
+
 async def filled(pool: WorkerPool, checkpoint: Checkpoint, **options: Any) -> Measured:
     options = {"max_batch_size": SEQUENCES, **options}
     worker = await Driven.spawn(
@@ -89,7 +96,7 @@ async def filled(pool: WorkerPool, checkpoint: Checkpoint, **options: Any) -> Me
         footprint=found,
         pages=pages,
         own=memory.own,
-        weights=sum(mapped(worker.process.pid, os.path.realpath(name)) for name in checkpoint.weights),
+        weights=mapped_of(worker.process.pid, checkpoint),
     )
     await worker.process.stop()
     return measured
@@ -119,8 +126,9 @@ async def test_the_starters_are_foretold_and_their_weights_to_the_page(natives: 
     smollm2, minilm = prepare("smollm2"), prepare("minilm")
     generating = await filled(natives, smollm2)
     generating.assert_close()
-    size = sum(os.path.getsize(name) for name in smollm2.weights)  # noqa: PTH202
-    assert 0 <= size - generating.footprint.weights <= 64 << 10  # the header, and the copies of norms
+    assert (
+        0 <= size_of(smollm2) - generating.footprint.weights <= 64 << 10
+    )  # the header, and the copies of norms
     (await filled(natives, minilm)).assert_within()
 
 

@@ -55,10 +55,11 @@ class Resize(msgspec.Struct, tag="z", array_like=True):
 
 class Spill(msgspec.Struct, tag="w", array_like=True):
     """Write the most recently used pages of the prefix cache to the file `path`, at most `max_bytes` of it; answered by
-    `Spilled`. No request may be in progress."""
+    `Spilled`. No request may be in progress. `owner`: what the file is to say it belongs to."""
 
     id: int
     path: str
+    owner: str
     max_bytes: int
 
 

@@ -1,0 +1,133 @@
+"""A model's KV pages beyond one worker: how many it has, and the cached prefixes that outlive it, kept under a name made of
+whatever decides the bits of its keys and values."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+import inferloom
+from inferloom.config.drivers import native_options
+from inferloom.config.schema import ModelConfig
+from inferloom.errors import InferloomError
+from inferloom.formats import content, entries
+from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.footprint import PAGE_TOKENS
+from inferloom.types import LoadProgress, ModelCard
+from inferloom.worker.kv_store import KvStore
+from inferloom.worker.messages.replies import Resized, Spilled
+from inferloom.worker.messages.requests import Spill
+
+log = logging.getLogger("inferloom.runners")
+
+# Raise it when a model's keys and values come out differently.
+VERSION = 1
+SPILL_SECS = 30.0  # that a worker may take for its file
+FILE_OVERHEAD = 1 << 20  # bytes of a file beside its pages, at most
+
+
+class KeptPages:
+    """One model's cached prefixes in the store, if there is one."""
+
+    def __init__(self, model: ModelConfig, store: KvStore | None) -> None:
+        self._model = model
+        self._store = store
+        self._checkpoint: Checkpoint | None = None  # of the worker that was started last
+
+    async def found(self, checkpoint: Checkpoint | None) -> dict[str, str]:
+        """What the next worker's job says of kept pages: `spill`, the file, and `spill_key`, their owner."""
+        self._checkpoint = checkpoint
+        if self._store is None or checkpoint is None or not native_options(self._model.driver).prefix_cache:
+            return {}
+        return await asyncio.to_thread(self._find, self._store, checkpoint)
+
+    def _find(self, store: KvStore, checkpoint: Checkpoint) -> dict[str, str]:
+        # content that was never hashed was never kept either
+        name = name_of(self._model, checkpoint, hash_files=False)
+        path = store.find(name) if name is not None else None
+        return {"spill": str(path), "spill_key": name} if name is not None and path is not None else {}
+
+    async def keep(self, card: ModelCard, ask: Callable[..., Awaitable[Spilled]]) -> int:
+        """Have the worker write its pages: `ask` is `Questions.ask` for it. Bytes that are kept. Never fails: what cannot be
+        kept is computed again."""
+        store, checkpoint = self._store, self._checkpoint
+        if store is None or checkpoint is None or not card.kv_bytes:
+            return 0
+        name = await asyncio.to_thread(name_of, self._model, checkpoint, hash_files=True)
+        if name is None:
+            return 0
+        place = store.keep(name, wanted=card.kv_bytes + FILE_OVERHEAD)
+        kept = await asyncio.to_thread(place.__enter__)
+        try:
+            if kept is None:
+                return 0
+            answer = await ask(
+                lambda number: Spill(number, str(kept.path), name, kept.max_bytes),
+                deadline=time.monotonic() + SPILL_SECS,
+            )
+            return answer.bytes
+        except InferloomError as error:
+            log.warning("cached prefixes of %s are not kept: %s", self._model.name, error.message)
+            return 0
+        finally:
+            await asyncio.to_thread(place.__exit__, None, None, None)
+
+
+def with_pages(card: ModelCard, resized: Resized) -> ModelCard:
+    """What a model says of itself with fewer or more pages: its context may be shorter, or be what it was again."""
+    if not card.kv_pages:
+        return card
+    return msgspec.structs.replace(
+        card,
+        kv_pages=resized.pages,
+        kv_bytes=card.kv_bytes // card.kv_pages * resized.pages,
+        max_model_len=resized.max_model_len,
+    )
+
+
+def name_of(model: ModelConfig, checkpoint: Checkpoint, *, hash_files: bool) -> str | None:
+    """The name, or None where the files' content is not known yet and `hash_files` is off: hashing takes half a second for
+    each gigabyte, once. Blocks."""
+    try:
+        digest = _digest(checkpoint, hash_files=hash_files)
+        config = (Path(checkpoint.folder) / "config.json").read_bytes()
+    except (OSError, InferloomError) as error:
+        log.debug("the content of %s is not known: %s", model.name, error)
+        return None
+    if digest is None:
+        return None
+    decisive = {
+        "code": [VERSION, inferloom.__version__],
+        "weights": digest,
+        "config": hashlib.sha256(config).hexdigest(),
+        "quantization": checkpoint.quantization,
+        "dtype": model.dtype,
+        "activation_dtype": model.driver.activation_dtype,
+        "kv_dtype": native_options(model.driver).kv_dtype,
+        "max_model_len": model.max_model_len,  # LongRoPE turns otherwise in long contexts
+        "page": PAGE_TOKENS,
+    }
+    encoded = msgspec.json.encode(decisive, order="sorted")
+    return hashlib.sha256(encoded).hexdigest()[:32]
+
+
+def _digest(checkpoint: Checkpoint, *, hash_files: bool) -> str | None:
+    files = [Path(name) for name in checkpoint.weights]
+    found = []
+    for file in files:
+        manifest = entries.manifest_of(file.parent)
+        if manifest is not None:  # an entry of the cache: what it was made from, how, and by which version
+            found.append(f"{manifest.version}-{manifest.scheme}-{manifest.sha256}")
+    if len(found) == len(files):
+        return "+".join(found)
+    return content.known(files) or (content.digest(files, _ignore) if hash_files else None)
+
+
+def _ignore(progress: LoadProgress) -> None:
+    return None

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inferloom.worker.spilled import Foreign, Header, fitting, read, write
+
+PAGES = [(bytes([number]) * 32, bytes([number]) * 96) for number in range(5)]
+
+
+def written(path: Path, *, owner: str = "me") -> Path:
+    header = Header(owner, "native", 96, [key for key, _ in PAGES])
+    assert write(path, header, (page for _, page in PAGES)) == path.stat().st_size
+    return path
+
+
+def test_pages_come_back_as_they_were(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.kv")
+    found = read(path, owner="me", executor="native", page_bytes=96)
+    assert [(key, bytes(page)) for key, page in found] == PAGES
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["a.kv"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"owner": "you"}, {"executor": "reference"}, {"page_bytes": 95}, {"page_bytes": 192}]
+)
+def test_pages_of_another_model_or_computed_otherwise_are_refused(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    path = written(tmp_path / "a.kv")
+    asked = {"owner": "me", "executor": "native", "page_bytes": 96, **change}
+    with pytest.raises(Foreign, match="another model"):
+        read(path, **asked)  # type: ignore[arg-type]
+
+
+def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    whole = written(tmp_path / "a.kv").read_bytes()
+    damaged = tmp_path / "b.kv"
+    for place in range(0, len(whole), 7):
+        damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(Foreign):
+            read(damaged, owner="me", executor="native", page_bytes=96)
+    for length in range(0, len(whole), 11):
+        damaged.write_bytes(whole[:length])
+        with pytest.raises(Foreign):
+            read(damaged, owner="me", executor="native", page_bytes=96)
+    damaged.write_bytes(whole + b"\0")
+    with pytest.raises(Foreign):
+        read(damaged, owner="me", executor="native", page_bytes=96)
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.kv")
+    before = path.read_bytes()
+
+    def breaking() -> object:
+        yield b"1" * 96
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write(path, Header("me", "native", 96, [b"x"]), breaking())  # type: ignore[arg-type]
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.kv"]
+
+
+def test_as_many_pages_as_the_bytes_allow(tmp_path: Path) -> None:
+    size = written(tmp_path / "a.kv").stat().st_size
+    assert fitting(size, 96) <= 5
+    assert fitting(4096 + 5 * (96 + 40), 96) == 5
+    assert fitting(100, 96) == fitting(1 << 30, 0) == 0
