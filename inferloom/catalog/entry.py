@@ -70,14 +70,14 @@ class Entry:
         failed = at.state is State.FAILED
         return ModelStatus(
             id=self.id,
-            word=GONE if at.source_is_gone() else status_word(at.state, at.error),
+            word=GONE if at.source_is_gone() else status_word(at.state, at.tries.error),
             state=at.state,
             since=at.since,
             stage=loading.stage if loading else None,
             fraction=loading.fraction if loading else None,
             detail=loading.detail if loading else "",
-            reason=at.error.message if failed and at.error else None,
-            retry_at=at.retry_at if failed else None,
+            reason=at.tries.error.message if failed and at.tries.error else None,
+            retry_at=at.tries.retry_at if failed else None,
             card=at.card,
             pid=getattr(at.runner, "pid", None),
             leases=self.leases,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,31 +13,22 @@ from inferloom.catalog.arbiter import Arbiter, NoRoom
 from inferloom.catalog.eviction import Resident
 from inferloom.catalog.flight import Flight
 from inferloom.catalog.keeping import Keeping
+from inferloom.catalog.leaving import Departure
 from inferloom.catalog.ledger import Reservation
 from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition
+from inferloom.catalog.loading import bring_in, place_of
 from inferloom.catalog.proportion import pss_bytes
+from inferloom.catalog.tries import Tries
 from inferloom.config.schema import ModelConfig
-from inferloom.errors import (
-    InferloomError,
-    InvalidFormat,
-    LoadFailed,
-    ModelUnavailable,
-    OutOfMemory,
-    SourceError,
-    Unsupported,
-)
-from inferloom.runners.base import DeviceContext, ModelRunner, WeightSource
-from inferloom.sources.reference import PathRef, parse
+from inferloom.errors import InferloomError, ModelUnavailable
+from inferloom.runners.base import ModelRunner, WeightSource
 from inferloom.types import Footprint, LoadProgress, LoadReport, ModelCard
-from inferloom.worker.pacing import retry_delay
 
 if TYPE_CHECKING:
     from inferloom.catalog.entry import Entry
 
 MakeRunner = Callable[[ModelConfig, Callable[[InferloomError], None]], ModelRunner]
 
-# Trying again at once cannot help where the cause lies in the files or in the machine's size.
-LASTING = (SourceError, InvalidFormat, OutOfMemory)
 READING = 1e9  # bytes per second that a load is guessed to take where none was measured
 STARTING = 0.1  # seconds, likewise
 
@@ -73,28 +63,24 @@ class Residence:
         self.card: ModelCard | None = None
         self.report: LoadReport | None = None
         self.progress: LoadProgress | None = None
-        self.error: InferloomError | None = None
-        self.retry_at: float | None = None
+        self.tries = Tries(around.clock)
         self.leases = 0
         self.loads = 0
         self.evictions = 0
         self.freed_bytes: int | None = None
         # what was a path once is never looked for on the hub, whatever becomes of the path
-        self.place = _place(config.weights)
+        self.place = place_of(config.weights)
         self.keeping = Keeping(self._expire, clock=around.clock)
         self._around = around
         self._used_at = around.clock()
         self._measured: int | None = None
-        self._failures = 0  # in a row, crashes and failed loads alike
         self._insisting = 0
         self._asked_by: Entry | None = None  # who the load in progress began for
         self._flight: Flight | None = None
-        self._leaving: asyncio.Task[None] | None = None  # the unload in progress
-        self._deadlines: list[asyncio.TimerHandle] = []  # of that unload's drain
+        self._departure: Departure | None = None
         self._measuring: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self._force = asyncio.Event()
         self._closed = False
 
     # --- what is known ----------------------------------------------------------------------------------------------
@@ -124,12 +110,12 @@ class Residence:
 
     @property
     def leaving(self) -> bool:
-        return self._leaving is not None
+        return self._departure is not None
 
     @property
     def at_rest(self) -> bool:
         """Nothing is loaded, comes or goes."""
-        return self.runner is None and self._flight is None and self._leaving is None
+        return self.runner is None and self._flight is None and self._departure is None
 
     @property
     def bytes(self) -> ModelBytes | None:
@@ -196,7 +182,7 @@ class Residence:
         self._used_at = self._around.clock()
         ready = self.state is State.READY
         if served and runner is self.runner and ready:
-            self._failures = 0
+            self.tries.served()
         self.keeping.used(name, keep=keep)
         if not self.leases:
             self._idle.set()
@@ -236,12 +222,12 @@ class Residence:
         """Take part in what leads to a loaded model; may return before it is one. `paced`: not soon after a failure."""
         if self._closed:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
-        if self._leaving is not None:
-            await asyncio.shield(self._leaving)
+        if self._departure is not None:
+            await asyncio.shield(self._departure.task)
             return
         if self._flight is None:
             if paced and self.state is State.FAILED:
-                self._refuse_early()
+                self.tries.refuse_early(self.id)
             self._take_off(entry)
         flight = self._flight
         assert flight is not None
@@ -259,14 +245,6 @@ class Residence:
     def _land(self) -> None:
         self._flight = self.progress = None
 
-    def _refuse_early(self) -> None:
-        wait = (self.retry_at or 0.0) - self._around.clock()
-        if wait > 0 and self.error is not None:
-            raise ModelUnavailable(
-                f"the model {self.id} cannot be loaded: {self.error.message} (next try in {wait:.1f} s)",
-                retry_after=wait,
-            )
-
     async def _load(self) -> None:
         """The one load: at most two tries, the second at once where the cause may have passed."""
         try:
@@ -283,7 +261,7 @@ class Residence:
                     raise
                 except InferloomError as error:
                     self._fail(error)
-                    if self._failures > 1 or isinstance(error, LASTING):
+                    if not self.tries.worth_another(error):
                         raise
                 else:
                     return
@@ -292,58 +270,27 @@ class Residence:
             raise
 
     async def _try_load(self) -> None:
-        try:
-            await self._bring_in()
-        except Unsupported as error:
-            # whoever asks did nothing wrong: it is the checkpoint that this version cannot run
-            raise InvalidFormat(error.message) from error
-        except InferloomError:
-            raise
-        except Exception as error:
-            # a defect of ours or of a library: it must not leave the model loading for ever
-            raise LoadFailed(f"loading {self.id} failed: {type(error).__name__}: {error}") from error
+        around = self._around
+        self.place = self.place or place_of(self.config.weights)
+        runner, self.report = await bring_in(
+            self,
+            lambda: around.make_runner(self.config, self._died),
+            self.source(),
+            arbiter=around.arbiter,
+            progress=self._note_progress,
+            clock=around.clock,
+        )
+        self._go(State.WARMING)
+        self.runner, self.card = runner, runner.card()
+        self._measured, self.tries.error = None, None
         self.loads += 1
-        self.error = None
-        self._used_at = self._around.clock()
+        self._used_at = around.clock()
         self._go(State.READY)
         if self._asked_by is not None:
             self.keeping.loaded(self._asked_by.id, keep=self._asked_by.keep_alive)
         self.keeping.start()
         self._measuring = asyncio.create_task(self._measure(), name=f"measure {self.id}")
-        self._around.arbiter.changed()
-
-    async def _bring_in(self) -> None:
-        arbiter = self._around.arbiter
-        self.place = self.place or _place(self.config.weights)
-        runner = self._around.make_runner(self.config, self._died)
-        source, clock = self.source(), self._around.clock
-        try:
-            begun = clock()
-            footprint = await runner.footprint(source, self._note_progress)
-            opened = clock()
-            if footprint is not None:
-                self._note_progress(LoadProgress("room"))
-                granted = await arbiter.room(self, footprint)
-                runner.grant(granted.kv)
-            waited = clock()
-            report = await runner.load_weights(
-                DeviceContext(devices=tuple(self.config.driver.device)), source, self._note_progress
-            )
-            if report is not None:  # the wait for others to go is no time of this model's
-                stages = {"open": opened - begun, "room": waited - opened, **report.stages}
-                seconds = opened - begun + report.seconds
-                report = msgspec.structs.replace(report, seconds=seconds, stages=stages)
-            self.report = report
-            self._go(State.WARMING)
-        except BaseException:
-            arbiter.release(self)  # no process is left
-            raise
-        self.runner, self.card = runner, runner.card()
-        self._measured = None
-        if self.reservation is not None and self.card is not None:
-            held = arbiter.ledger.of(self.reservation)
-            if 0 < self.card.kv_bytes < held.kv:  # it found fewer pages to be enough
-                arbiter.ledger.change(self.reservation, msgspec.structs.replace(held, kv=self.card.kv_bytes))
+        around.arbiter.changed()
 
     async def expected(self) -> Footprint | None:
         """What it would take; None where its files are not ready on this machine. Changes nothing."""
@@ -379,14 +326,7 @@ class Residence:
         self._around.progressed(self, progress)
 
     def _fail(self, error: InferloomError) -> None:
-        self.error = error
-        if isinstance(error, NoRoom):
-            self.retry_at = None  # room may come at any time, and finding none costs nothing
-        else:
-            self._failures += 1
-            # an error that will last is not worth the retry at once
-            pause = max(retry_delay(self._failures), 1.0 if isinstance(error, LASTING) else 0.0)
-            self.retry_at = self._around.clock() + pause
+        self.tries.fail(error)
         self._go(State.FAILED)
 
     def _died(self, error: InferloomError) -> None:
@@ -397,7 +337,7 @@ class Residence:
         self.keeping.stop()
         self._fail(error)
         self._around.arbiter.release(self)
-        if self._failures == 1 and not self._closed and self.entries:
+        if self.tries.count == 1 and not self._closed and self.entries:
             self._take_off(None, kept=True)  # the one retry at once: nobody has to ask for it
 
     # --- unloading --------------------------------------------------------------------------------------------------
@@ -428,29 +368,25 @@ class Residence:
         time that they have by themselves; a later call can shorten it."""
         if self.successor is not None:
             self.successor.depart(force=True, drain_secs=0.0)
-        if self._leaving is None:
+        if self._departure is None:
             if self._flight is None and self.state is not State.READY:
                 self._forget()
                 return None
             self.keeping.forget()
             if self.state is State.READY:
                 self._go(State.DRAINING, cause=cause, reason=reason)
-            self._leaving = asyncio.create_task(self._leave(cause), name=f"unload {self.id}")
-        if force:
-            self._force.set()
-        elif drain_secs is not None:
-            loop = asyncio.get_running_loop()
-            self._deadlines.append(loop.call_later(drain_secs, self._force.set))
-        return self._leaving
+            self._departure = Departure(lambda own: self._leave(own, cause), name=f"unload {self.id}")
+        self._departure.hurry(force=force, drain_secs=drain_secs)
+        return self._departure.task
 
-    async def _leave(self, cause: str | None) -> None:
+    async def _leave(self, departure: Departure, cause: str | None) -> None:
         try:
             if self._flight is not None:
                 await self._flight.stop()
                 if self.state is State.READY:  # it had just landed
                     self._go(State.DRAINING, cause=cause)
             if self.state is State.DRAINING:
-                await self._drain()
+                await departure.drained(self._idle)
                 if cause is None:
                     await self._measure()
                 self.freed_bytes = self._measured
@@ -462,22 +398,10 @@ class Residence:
                 self._go(State.UNLOADED, cause=cause)
             self._forget()
         finally:
-            for timer in self._deadlines:
-                timer.cancel()
-            self._deadlines.clear()
-            self._force.clear()
-            self._leaving = None
-
-    async def _drain(self) -> None:
-        waits = [asyncio.create_task(self._idle.wait()), asyncio.create_task(self._force.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            self._departure = None
 
     def _forget(self) -> None:
-        self._failures, self.retry_at, self.error = 0, None, None
+        self.tries.forget()
         if self.state in (State.DECLARED, State.FAILED):
             self._go(State.UNLOADED)
 
@@ -489,8 +413,8 @@ class Residence:
         self.state = new
         self.since = self._around.clock()
         failed, ready = new is State.FAILED, new is State.READY
-        if failed and self.error is not None:
-            reason = self.error.message
+        if failed and self.tries.error is not None:
+            reason = self.tries.error.message
         self._around.changed(
             self,
             Transition(
@@ -502,17 +426,6 @@ class Residence:
                 cause=cause,
             ),
         )
-
-
-def _place(source: str | None) -> Path | None:
-    """The path a source is, absolute; None for what is fetched, and for what is not there."""
-    if not source:
-        return None
-    try:
-        ref = parse(source).ref
-    except SourceError:
-        return None
-    return ref.path if isinstance(ref, PathRef) else None
 
 
 def _nobody(error: InferloomError) -> None:
