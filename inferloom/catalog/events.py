@@ -8,11 +8,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
-from inferloom.catalog.lifecycle import State, Transition
+from inferloom.catalog.lifecycle import State, Transition, status_word
+from inferloom.errors import ModelNotFound
 from inferloom.types import LoadProgress
 
 QUEUE = 1024  # events that wait for one subscriber; one more and it is dropped
@@ -39,7 +40,7 @@ class ModelChanged(Event, frozen=True, kw_only=True):
     state: State
     status: str
     reason: str | None = None  # of a failure
-    cause: str | None = None  # of what no request asked for: evicted, expired
+    cause: str | None = None  # of what nobody asked for: evicted, expired; of what took its place: replaced
     load_seconds: float | None = None  # with `ready`
 
 
@@ -67,12 +68,15 @@ class Expired(Event, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+Change = Literal["added", "changed", "removed"]
+
+
 class ConfigChanged(Event, frozen=True, kw_only=True):
     """A model was declared, changed or removed while the server ran."""
 
     name: ClassVar[str] = "config"
 
-    change: str  # added, changed, removed
+    change: Change
 
 
 # Causes of a transition that are told in an event of their own.
@@ -123,6 +127,7 @@ class Events:
     """The hub. Used from one event loop; `status_word` says what the HTTP API calls a model's state just now."""
 
     def __init__(self, status_word: Callable[[str], str], *, limit: int = QUEUE) -> None:
+        """`status_word` may raise `ModelNotFound` for a model that was removed and is on its way out."""
         self._status_word = status_word
         self._limit = limit
         self._subscriptions: list[Subscription] = []
@@ -175,12 +180,22 @@ class Events:
                 time=now,
                 old=change.old,
                 state=change.new,
-                status=self._status_word(change.id),
+                status=self._word(change),
                 reason=change.reason,
                 cause=change.cause,
                 load_seconds=change.load_seconds,
             )
         )
+
+    def _word(self, change: Transition) -> str:
+        try:
+            return self._status_word(change.id)
+        except ModelNotFound:
+            return status_word(change.new, None)
+
+    def configured(self, model: str, change: Change) -> None:
+        """A model was declared, changed or removed at run time."""
+        self.publish(ConfigChanged(id=model, time=time.time(), change=change))
 
     def progressed(self, model: str, progress: LoadProgress) -> None:
         """Thinned to five reports a second; the last one before a silence is told as well."""

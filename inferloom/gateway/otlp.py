@@ -160,18 +160,23 @@ class Otlp:
         if change.new is State.LOADING:
             self._loading[change.id] = now
         elif change.new in (State.READY, State.FAILED, State.UNLOADED) and change.id in self._loading:
-            span = self._tracer.start_span(
-                "model.load",
-                context=Context(),
-                start_time=self._loading.pop(change.id),
-                attributes={"gen_ai.request.model": change.id, "inferloom.model.state": str(change.new)},
-            )
-            if change.new is State.FAILED:
-                span.set_status(Status(StatusCode.ERROR, "load failed"))
-            self._loads[change.id] = span.get_span_context()
-            span.end(now)
+            self._loaded(change, begun=self._loading.pop(change.id), ended=now)
+        elif change.cause == "replaced" and change.load_seconds is not None:  # loaded beside what it replaces
+            self._loaded(change, begun=now - int(change.load_seconds * 1e9), ended=now)
         elif change.new is State.UNLOADED:
             self._loads.pop(change.id, None)
+
+    def _loaded(self, change: Transition, *, begun: int, ended: int) -> None:
+        span = self._tracer.start_span(
+            "model.load",
+            context=Context(),
+            start_time=begun,
+            attributes={"gen_ai.request.model": change.id, "inferloom.model.state": str(change.new)},
+        )
+        if change.new is State.FAILED:
+            span.set_status(Status(StatusCode.ERROR, "load failed"))
+        self._loads[change.id] = span.get_span_context()
+        span.end(ended)
 
     # --- metrics ----------------------------------------------------------------------------------------------------
 

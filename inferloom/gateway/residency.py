@@ -15,6 +15,7 @@ _LOAD_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 
 
 # Why a model left memory: the causes of a transition; without one somebody asked for it.
 REASONS = ("evicted", "expired", "replaced", "asked", "crashed")
+_COMING = (State.LOADING, State.WARMING)
 _OUT = (State.UNLOADED, State.FAILED)
 
 
@@ -62,8 +63,11 @@ class Residency(Collector):
             if change.load_seconds is not None:
                 self._seconds.labels(label).observe(change.load_seconds)
             self._since.setdefault(model, self._clock())
-        elif change.new is State.FAILED and model not in self._since:
-            self._loads.labels(label, "failed").inc()
+            if change.cause == "replaced":
+                self._evictions.labels(label, change.cause).inc()
+        elif change.old in _COMING and change.new in _OUT:
+            result = "failed" if change.new is State.FAILED else "stopped"
+            self._loads.labels(label, result).inc()
         if change.new is State.DRAINING:
             self._leaving[model] = change.cause or "asked"
         elif change.new in _OUT and model in self._since:

@@ -84,8 +84,13 @@ class Service:
         status = self.catalog.status(entry.id)
         if status.stage is None:
             return f"waiting for {entry.id}: {status.state}"
+        stage = status.stage
+        if stage == "room":
+            if status.bytes is None:
+                return f"waiting for room in memory for {entry.id}"
+            stage = "start"  # it has its room, and its worker has not reported yet
         share = "" if status.fraction is None else f" {status.fraction:.0%}".replace("%", " %")
-        return f"loading {entry.id}: {status.stage}{share}"
+        return f"loading {entry.id}: {stage}{share}"
 
     def refuse_other_kind(
         self, entry: Entry, wanted: ModelKind, *, runner: ModelRunner | None = None
@@ -127,7 +132,7 @@ class Service:
     def _model_row(self, entry: Entry) -> ModelRow:
         status = self.catalog.status(entry.id)
         row = ModelRow(model=entry.id, state=str(status.state), loaded=status.word == "loaded")
-        if row.loaded and status.bytes is not None:
+        if status.bytes is not None:
             row = _with_memory(row, status.bytes)
         if not row.loaded or status.card is None:
             return row

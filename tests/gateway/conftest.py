@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from starlette.applications import Starlette
 
 from inferloom.catalog.catalog import Catalog
-from inferloom.config.schema import Config, DriverConfig, ModelConfig, ServerConfig
+from inferloom.config.schema import Config, DriverConfig, ModelConfig, RuntimeConfig, ServerConfig
 from inferloom.gateway.app import build_app
 from inferloom.gateway.exchange import Limits
 from inferloom.gateway.listening import Listener
@@ -85,15 +85,22 @@ async def gateway(serve: Serve) -> Gateway:
 
 @pytest.fixture
 async def workers(serve: Serve) -> AsyncIterator[Serve]:
-    """Start gateways over real workers of lazy dummies: `await workers(a={…options}, limits=…)`."""
+    """Start gateways over real workers of lazy dummies: `await workers(a={…options}, limits=…)`. `budget` is the memory
+    budget; `keep_alive` and others are keys of `[server]`."""
     pool = WorkerPool(preload=LIGHT)
     await pool.start()
     catalogs: list[Catalog] = []
 
     async def start(
-        *, limits: Limits | None = None, server: dict[str, object] | None = None, **models: dict[str, object]
+        *,
+        limits: Limits | None = None,
+        server: dict[str, object] | None = None,
+        budget: str | None = None,
+        **models: dict[str, object],
     ) -> Gateway:
+        runtime = RuntimeConfig() if budget is None else RuntimeConfig(memory_budget=budget)
         declared = Config(
+            runtime=runtime,
             server=ServerConfig(**(server or {})),
             model=[
                 ModelConfig(name=name, lazy=True, driver=DriverConfig(type="dummy", options=options))

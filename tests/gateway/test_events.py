@@ -15,6 +15,7 @@ from gateway.stand_in import until
 
 from inferloom.catalog.events import Events
 from inferloom.catalog.lifecycle import State, Transition
+from inferloom.errors import ModelNotFound
 from inferloom.gateway.exchange import Limits
 from inferloom.types import LoadProgress
 
@@ -78,6 +79,28 @@ async def test_a_failed_load_is_told_with_its_reason(workers):
         seen = await stream.until(state="failed")
     assert "the disk is on fire" in seen[-1].data["reason"]
     assert seen[-1].data["status"] == "internal_error"
+
+
+async def test_a_model_that_makes_room_is_told_with_the_reason(workers):
+    gateway = await workers(a={"weights_mb": 60}, b={"weights_mb": 60}, budget="100MiB")
+    await load(gateway, "a")
+    async with watching(gateway) as stream:
+        await load(gateway, "b")
+        seen = await stream.until(id="b", state="ready")
+    (evicted,) = [one.data for one in seen if one.event == "evicted"]
+    assert (evicted["id"], evicted["reason"]) == ("a", "to make room for b")
+    assert states(seen, "a") == ["draining", "unloading", "unloaded"]
+    assert {one.data["cause"] for one in seen if one.event == "model" and one.data["id"] == "a"} == {
+        "evicted"
+    }
+
+
+async def test_a_model_that_was_idle_for_long_is_told(workers):
+    gateway = await workers(a={}, server={"keep_alive": 0.05})
+    async with watching(gateway) as stream:
+        await gateway.http.post("/v1/chat/completions", json={"model": "a", "messages": "x"})
+        seen = await stream.until(id="a", state="unloaded")
+    assert [one.data["id"] for one in seen if one.event == "expired"] == ["a"]
 
 
 async def test_the_progress_of_a_load_is_told_at_most_five_times_a_second(workers):
@@ -247,6 +270,19 @@ async def test_what_made_a_model_leave_is_an_event_of_its_own():
         ("model", "room for b"),
         ("model", None),
     ]
+
+
+async def test_a_model_that_was_removed_still_tells_how_it_leaves():
+    def unknown(id: str) -> str:
+        raise ModelNotFound(f"model not found: {id}")
+
+    events = Events(unknown)
+    everything = events.subscribe()
+    events.configured("a", "removed")
+    events.changed(change(State.UNLOADED))
+    removed, left = await everything.take()
+    assert (removed.name, removed.change) == ("config", "removed")
+    assert (left.state, left.status) == ("unloaded", "unloaded")
 
 
 async def test_the_last_report_before_a_silence_is_told():

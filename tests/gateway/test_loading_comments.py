@@ -139,6 +139,21 @@ async def test_a_burst_that_waits_is_one_load_and_each_is_told(workers):
     assert gateway.catalog.status("a").loads == 1
 
 
+async def test_a_stream_that_waits_for_room_is_told_so(workers):
+    gateway = await workers(
+        busy={"weights_mb": 60, "text": "x " * 40, "tokens_per_second": 40},
+        next={"weights_mb": 60, "text": "hi"},
+        budget="100MiB",
+        limits=QUICK,
+    )
+    async with asking(gateway, model="busy") as first:
+        await first.next()
+        async with asking(gateway, model="next") as second:
+            assert (await second.next()).comment == "waiting for room in memory for next"
+            assert (await first.rest())[-1].data == "[DONE]"
+            assert (await second.rest())[-1].data == "[DONE]"
+
+
 async def test_a_client_that_leaves_while_it_is_told_stops_the_load(workers):
     gateway = await workers(a={"load_secs": 60}, limits=QUICK)
     async with asking(gateway) as stream:

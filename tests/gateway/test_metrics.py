@@ -93,6 +93,52 @@ async def test_why_models_leave_memory_is_counted():
         assert at(found, "inferloom_model_evictions_total", model="a", reason=reason) == count
 
 
+async def test_a_model_that_gives_way_is_counted_and_bytes_follow_who_is_there(workers):
+    gateway = await workers(a={"weights_mb": 60, "kv_mb": 20}, b={"weights_mb": 60}, budget="100MiB")
+    await chat(gateway, "a")
+    found = await shown(gateway)
+    assert at(found, "inferloom_model_bytes", model="a", kind="weights") == 60 << 20
+    assert at(found, "inferloom_model_bytes", model="b", kind="weights") is None
+    await chat(gateway, "b")
+    found = await shown(gateway)
+    assert at(found, "inferloom_model_evictions_total", model="a", reason="evicted") == 1
+    assert at(found, "inferloom_model_bytes", model="a", kind="weights") is None
+    assert at(found, "inferloom_model_bytes", model="b", kind="weights") == 60 << 20
+    assert at(found, "inferloom_model_estimated_bytes", model="b") >= 60 << 20
+
+
+async def test_what_a_model_takes_is_measured_and_the_estimates_error_shown(workers):
+    gateway = await workers(a={"workspace_mb": 32})
+    await chat(gateway, "a")
+    await until(lambda: gateway.catalog.status("a").bytes.measured is not None)
+    found = await shown(gateway)
+    measured = at(found, "inferloom_model_measured_bytes", model="a")
+    estimated = at(found, "inferloom_model_estimated_bytes", model="a")
+    assert measured >= 32 << 20
+    assert at(found, "inferloom_model_estimate_error_ratio", model="a") == pytest.approx(
+        measured / estimated - 1
+    )
+
+
+async def test_a_load_that_nobody_waits_for_any_more_is_counted_as_stopped():
+    metrics = Metrics(list)
+    metrics.residency.changed(transition(State.UNLOADED, State.LOADING))
+    metrics.residency.changed(transition(State.LOADING, State.UNLOADED))
+    found = samples(metrics.text().decode())
+    assert at(found, "inferloom_model_loads_total", model="a", result="stopped") == 1
+    assert at(found, "inferloom_model_residency_seconds_total", model="a") is None
+
+
+async def test_a_replaced_model_goes_on_being_resident():
+    metrics = Metrics(list)
+    metrics.residency.changed(transition(State.WARMING, State.READY, load_seconds=0.1))
+    metrics.residency.changed(transition(State.READY, State.READY, load_seconds=0.2, cause="replaced"))
+    found = samples(metrics.text().decode())
+    assert at(found, "inferloom_model_loads_total", model="a", result="ready") == 2
+    assert at(found, "inferloom_model_evictions_total", model="a", reason="replaced") == 1
+    assert at(found, "inferloom_model_residency_seconds_total", model="a") > 0
+
+
 async def test_a_crash_of_a_worker_is_a_departure(workers):
     import os
     import signal
