@@ -172,6 +172,11 @@ def _residency(config: Config) -> Iterator[tuple[Path, str]]:
             size_bytes(text, whole=1 << 40 if device == "cpu" else None)
         except ConfigError as error:
             yield where, f"{dotted(where)}: {error.message}."
+    for key, whole in (("kv_store_memory", 1 << 40), ("kv_store_disk", None)):
+        try:
+            size_bytes(getattr(config.runtime, key), whole=whole)
+        except ConfigError as error:
+            yield ("runtime", key), f"runtime.{key}: {error.message}."
 
 
 def _drafts(config: Config) -> Iterator[tuple[Path, str]]:

@@ -120,6 +120,12 @@ class RuntimeConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str | dict[str, str],
         Meta(description='Memory models may take: "80%" of the RAM, "12GiB", or a table by device.'),
     ] = "80%"
+    kv_store_memory: Annotated[
+        Text, Meta(description='RAM for cached prefixes of unloaded models: "256MiB", "1%"; "0": none.')
+    ] = "256MiB"
+    kv_store_disk: Annotated[
+        Text, Meta(description='Disk for cached prefixes of unloaded models: "2GiB"; "0": none.')
+    ] = "2GiB"
     worker_threads: Annotated[
         Positive, Meta(description="Threads that serve inferlets; unset: one per CPU.")
     ] = msgspec.field(default_factory=_cpu_count)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from inferloom.config.drivers import native_options
+from inferloom.config.home import cache_dir
+from inferloom.config.quantities import size_bytes
 from inferloom.config.schema import Config, ModelConfig
 from inferloom.errors import InferloomError, Unsupported
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.budget import MOST_KV_BYTES, kv_budget, ram_bytes
 from inferloom.runners.local import LocalRunner
+from inferloom.worker.kv_store import KvStore
 from inferloom.worker.pool import WorkerPool
 
 OnDeath = Callable[[InferloomError], None]
@@ -38,7 +43,15 @@ def make_runner(
         load_timeout=config.server.load_timeout_secs or None,
         on_death=on_death,
         draft=_draft_of(model, config),
+        kv_store=_store(config.runtime.kv_store_memory, config.runtime.kv_store_disk, cache_dir()),
     )
+
+
+@functools.cache
+def _store(memory: str, disk: str, cache: Path) -> KvStore | None:
+    """The same for all runners of this process; None where nothing is to be kept."""
+    in_memory, on_disk = size_bytes(memory, whole=ram_bytes()), size_bytes(disk, whole=None)
+    return KvStore(memory=in_memory, disk=on_disk) if in_memory or on_disk else None
 
 
 def _draft_of(model: ModelConfig, config: Config) -> ModelConfig | None:

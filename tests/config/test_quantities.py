@@ -75,6 +75,8 @@ def test_budgets_by_device() -> None:
         ('runtime.memory_budget = "lots"', 'runtime.memory_budget: "lots" is not a size of memory'),
         ('runtime.memory_budget = {"cuda:0" = "80%"}', "not known here"),
         ('runtime.memory_budget = {tpu = "8GiB"}', '"tpu" is not a device'),
+        ('runtime.kv_store_memory = "some"', 'runtime.kv_store_memory: "some" is not a size of memory'),
+        ('runtime.kv_store_disk = "10%"', "not known here"),
     ],
 )
 def test_a_configuration_with_a_wrong_one_is_refused(line: str, said: str) -> None:
