@@ -155,12 +155,13 @@ def expected_waits(
     free: int,
     policy: Policy,
     busy_secs: float = 0.0,
+    lease_secs: float = math.inf,
     now_excluded: Collection[str] = (),
 ) -> dict[str, float]:
     """Seconds until each waiting model is loaded, an estimate: one load after the other in the policy's order, the
-    first after `busy_secs`, each as soon as those before it have served their quantum where there is no room for
-    both. Infinite for what finds no room whoever yields. Requests that hold a lease longer than a quantum make it
-    longer, and those that come meanwhile change the order."""
+    first after `busy_secs`, each as soon as those before it have served their quantum, or have no leases after
+    `lease_secs` (what one lasts typically), where there is no room for both. Infinite for what finds no room whoever
+    yields. Leases that last longer make it longer, and requests that come meanwhile change the order."""
     quantum = TERMS[policy].quantum
     room = free
     leaving: list[tuple[float, int]] = []  # when it may go, and its bytes
@@ -168,7 +169,7 @@ def expected_waits(
         if resident.id in now_excluded or resident.pinned:
             continue
         if resident.leased:
-            leaving.append((max(0.0, _quantum_left(resident, quantum)), resident.bytes))
+            leaving.append((min(max(0.0, _quantum_left(resident, quantum)), lease_secs), resident.bytes))
         else:
             room += resident.bytes
     heapq.heapify(leaving)
@@ -184,7 +185,7 @@ def expected_waits(
             continue
         now += one.load_secs
         room -= one.need_bytes
-        heapq.heappush(leaving, (now + quantum * one.load_secs, one.need_bytes))
+        heapq.heappush(leaving, (now + min(quantum * one.load_secs, lease_secs), one.need_bytes))
         found[one.model] = now
     return found
 

@@ -287,6 +287,12 @@ def test_the_expected_wait_counts_the_quantum_of_who_is_in_the_way() -> None:
     assert found == {"a": 3.0 + 1.0, "b": 3.0 + 1.0 + 4.0 + 1.0}
 
 
+def test_the_expected_wait_is_no_longer_than_leases_last() -> None:
+    residents = [resident("busy", leased=True, served_secs=0.0)]
+    found = expected_waits([waits("a")], residents, free=0, policy="throughput", lease_secs=2.5)
+    assert found == {"a": 2.5 + 1.0}
+
+
 def test_the_expected_wait_of_what_never_fits_is_infinite() -> None:
     residents = [resident("pinned", pinned=True)]
     assert expected_waits([waits("a")], residents, free=0, policy="latency") == {"a": math.inf}
