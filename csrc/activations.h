@@ -17,15 +17,16 @@ struct Activations {
   int32_t cols = 0;
   int32_t stride = 0;
   uint32_t forms = 0;  // which of the buffers below are there
-  int32_t group = 32;  // columns that share a scale in the int8 form: 32 or 128
+  int32_t group = 32;  // columns that share a scale in the int8 form: 32, 64 or 128
   float* f32 = nullptr;
   uint16_t* bf16 = nullptr;
   int8_t* q8 = nullptr;        // symmetric, −127 … 127
   float* scale = nullptr;      // [M, stride / group]
-  float* scaled_sum = nullptr; // [M, stride / group]: scale × sum of the group, for minima
-  int32_t* sum = nullptr;      // [M, stride / group]: sum of the group, for the bias of 128
+  float* scaled_sum = nullptr; // [M, stride / 32]: scale × sum of 32 columns, for minima
+  int32_t* sum = nullptr;      // [M, stride / 32]: sum of 32 columns, for the bias of weight bytes
 
   int32_t groups() const { return stride / group; }
+  int32_t sums() const { return stride / 32; }
 };
 
 inline Form form_of(Layout layout) {

@@ -95,7 +95,7 @@ void bind_decoder(nb::module_& module) {
   nb::class_<Linear>(module, "Linear", "A weight matrix at an address, in a layout of csrc/layouts.md.")
       .def("__init__",
            [](Linear* self, int layout, int rows, int cols, uintptr_t data, uintptr_t bias) {
-             if (layout < 0 || layout > static_cast<int>(Layout::Q4_32)) {
+             if (layout < 0 || layout >= kLayouts) {
                throw std::invalid_argument("there is no such layout");
              }
              new (self) Linear{static_cast<Layout>(layout), rows, cols, pointer<void>(data), pointer<float>(bias)};

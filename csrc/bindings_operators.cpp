@@ -18,7 +18,7 @@ class Rows {
   Rows(int count, int cols, uint32_t forms, int group) : count_(count), buffer_(cols, forms, group) {
     require(count >= 0 && cols > 0, "rows and columns must be positive");
     require(forms != 0 && forms < 8, "forms is a sum of 1 (float32), 2 (bfloat16) and 4 (int8)");
-    require(group == 32 || group == 128, "groups have 32 or 128 columns");
+    require(group == 32 || group == 64 || group == 128, "groups have 32, 64 or 128 columns");
     buffer_.reserve(count);
     view_ = buffer_.view(forms);
   }

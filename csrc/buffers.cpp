@@ -54,12 +54,14 @@ void ActivationBuffer::reserve(int32_t rows) {
   const Activations sizes = view(0);
   const size_t values = static_cast<size_t>(rows_) * static_cast<size_t>(sizes.stride);
   const size_t groups = static_cast<size_t>(rows_) * static_cast<size_t>(sizes.groups());
+  const size_t sums = static_cast<size_t>(rows_) * static_cast<size_t>(sizes.sums());
   size_t bytes = 0;
   const auto add = [&](uint32_t form, size_t part) { bytes += forms_ & form ? rounded(part, 64) : 0; };
   add(kFloat, values * sizeof(float));
   add(kBfloat16, values * sizeof(uint16_t));
   add(kInt8, values);
-  for (int i = 0; i < 3; ++i) add(kInt8, groups * sizeof(float));
+  add(kInt8, groups * sizeof(float));
+  for (int i = 0; i < 2; ++i) add(kInt8, sums * sizeof(float));
   memory_.reserve(bytes);
   // The buffer may be the same as before, where parts of other sizes lay: what lies past the columns must be zero.
   std::memset(memory_.at<void>(), 0, bytes);
@@ -73,6 +75,7 @@ Activations ActivationBuffer::view(uint32_t forms) const {
   view.group = group_;
   const size_t values = static_cast<size_t>(rows_) * static_cast<size_t>(view.stride);
   const size_t groups = static_cast<size_t>(rows_) * static_cast<size_t>(view.groups());
+  const size_t sums = static_cast<size_t>(rows_) * static_cast<size_t>(view.sums());
   uint8_t* next = memory_.at<uint8_t>();
   const auto part = [&](uint32_t form, size_t bytes) -> void* {
     if (!(forms_ & form)) return nullptr;
@@ -84,8 +87,8 @@ Activations ActivationBuffer::view(uint32_t forms) const {
   view.bf16 = static_cast<uint16_t*>(part(kBfloat16, values * sizeof(uint16_t)));
   view.q8 = static_cast<int8_t*>(part(kInt8, values));
   view.scale = static_cast<float*>(part(kInt8, groups * sizeof(float)));
-  view.scaled_sum = static_cast<float*>(part(kInt8, groups * sizeof(float)));
-  view.sum = static_cast<int32_t*>(part(kInt8, groups * sizeof(int32_t)));
+  view.scaled_sum = static_cast<float*>(part(kInt8, sums * sizeof(float)));
+  view.sum = static_cast<int32_t*>(part(kInt8, sums * sizeof(int32_t)));
   return view;
 }
 

@@ -76,7 +76,7 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
   require(spec.kv_heads > 0 && spec.heads > 0 && spec.heads % spec.kv_heads == 0,
           "heads must be a multiple of kv_heads");
   require(spec.head_dim > 0 && spec.head_dim % 16 == 0, "head_dim must be a multiple of 16");
-  require(spec.int8_group == 32 || spec.int8_group == 128, "int8_group must be 32 or 128");
+  require(spec.int8_group == 32 || spec.int8_group == 64 || spec.int8_group == 128, "int8_group must be 32, 64 or 128");
   require(!weights_.layers.empty(), "a decoder needs layers");
   require_linear(weights_.embedding, spec.vocab_size, spec.hidden_size, "embedding");
   require_linear(weights_.head, spec.vocab_size, spec.hidden_size, "head");

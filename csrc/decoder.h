@@ -34,7 +34,7 @@ struct DecoderSpec {
   float logit_soft_cap = 0;        // 0: none
   bool norm_whole_rows = false;    // queries and keys are normalised over all heads together, not head by head
   bool parallel_residual = false;  // the MLP reads the stream as the attention found it
-  int32_t int8_group = 32;         // columns that share a scale in int8 activations: 32 or 128
+  int32_t int8_group = 32;         // columns that share a scale in int8 activations: 32, 64 or 128
   KvType kv_type = KvType::BF16;   // of keys and values in their pages
 };
 

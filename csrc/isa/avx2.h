@@ -190,10 +190,35 @@ struct Simd {
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
   }
-  // The same for T tokens whose activations lie 32 bytes apart; `dot_bytes` adds to what `d` holds.
+  SIMD_INLINE I low_six(const uint16_t* p) {
+    const __m256i v = load256(p), mask = _mm256_set1_epi32(63);
+    const __m256i repeat = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    const __m256i a = _mm256_and_si256(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)), mask);
+    const __m256i b = _mm256_and_si256(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1)), mask);
+    return {_mm256_shuffle_epi8(a, repeat), _mm256_shuffle_epi8(b, repeat)};
+  }
+  SIMD_INLINE void levels(const uint8_t* p, I zero, N& low, N& high) {
+    const __m256i a = load256(p), b = load256(p + 32), mask = _mm256_set1_epi8(60);
+    low = {_mm256_add_epi8(_mm256_and_si256(_mm256_slli_epi16(a, 2), mask), zero.a),
+           _mm256_add_epi8(_mm256_and_si256(_mm256_slli_epi16(b, 2), mask), zero.b)};
+    high = {_mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(a, 2), mask), zero.a),
+            _mm256_add_epi8(_mm256_and_si256(_mm256_srli_epi16(b, 2), mask), zero.b)};
+  }
+  // The same for T tokens whose activations lie 32 bytes apart; `dot_levels` and `dot_bytes` add to what `d` holds.
   template <int T>
   SIMD_INLINE void dot_nibbles(const N (&w)[8], const int8_t* x, I (&d)[T]) {
     for (int t = 0; t < T; ++t) d[t] = dot_nibbles(w, x + 32 * t);
+  }
+  template <int T>
+  SIMD_INLINE void dot_levels(const N (&w)[8], const int8_t* x, I (&d)[T]) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int t = 0; t < T; ++t) {
+      for (int q = 0; q < 8; ++q) {  // of 16 bits: 2 · 123 · 127 < 32768
+        const __m256i four = quad(x + 32 * t + 4 * q);
+        d[t].a = _mm256_add_epi32(d[t].a, _mm256_madd_epi16(_mm256_maddubs_epi16(w[q].a, four), ones));
+        d[t].b = _mm256_add_epi32(d[t].b, _mm256_madd_epi16(_mm256_maddubs_epi16(w[q].b, four), ones));
+      }
+    }
   }
   template <int T>
   SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {

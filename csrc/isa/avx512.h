@@ -123,6 +123,16 @@ struct Simd {
     low = {_mm512_and_si512(both, mask)};
     high = {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
   }
+  SIMD_INLINE I low_six(const uint16_t* p) {
+    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const __m512i repeat = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    return _mm512_shuffle_epi8(_mm512_and_si512(v, _mm512_set1_epi32(63)), repeat);
+  }
+  SIMD_INLINE void levels(const uint8_t* p, I zero, N& low, N& high) {
+    const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(60);
+    low = {_mm512_add_epi8(_mm512_and_si512(_mm512_slli_epi16(both, 2), mask), zero)};
+    high = {_mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 2), mask), zero)};
+  }
   static constexpr int kByteBias = 0;  // that `dot` leaves in the weight bytes
   SIMD_INLINE I dot_start(int32_t) { return zero_int(); }
   SIMD_INLINE I dot(I acc, B w, const int8_t* x) {
@@ -135,10 +145,16 @@ struct Simd {
     for (int q = 0; q < 8; ++q) acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w[q].bytes, quad(x + 4 * q)));
     return _mm512_madd_epi16(acc, _mm512_set1_epi16(1));
   }
-  // The same for T tokens whose activations lie 32 bytes apart; `dot_bytes` adds to what `d` holds.
+  // The same for T tokens whose activations lie 32 bytes apart; `dot_levels` and `dot_bytes` add to what `d` holds.
   template <int T>
   SIMD_INLINE void dot_nibbles(const N (&w)[8], const int8_t* x, I (&d)[T]) {
     for (int t = 0; t < T; ++t) d[t] = dot_nibbles(w, x + 32 * t);
+  }
+  template <int T>
+  SIMD_INLINE void dot_levels(const N (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t)
+      for (int q = 0; q < 8; ++q)  // of 16 bits: 2 · 123 · 127 < 32768
+        d[t] = _mm512_add_epi32(d[t], _mm512_madd_epi16(_mm512_maddubs_epi16(w[q].bytes, quad(x + 32 * t + 4 * q)), _mm512_set1_epi16(1)));
   }
   template <int T>
   SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {

@@ -190,10 +190,26 @@ struct Simd {
       for (int c = 0; c < 4; ++c) acc += (I)((w[q].quads >> (8 * c)) & 255u) * static_cast<int32_t>(x[4 * q + c]);
     return acc;
   }
-  // The same for T tokens whose activations lie 32 bytes apart; `dot_bytes` adds to what `d` holds.
+  // Levels: 4 · nibble + zero, below 128; `zero` repeats a row's in the four bytes of its lane, as `low_six` does with the low six bits
+  // of each of sixteen numbers.
+  SIMD_INLINE I low_six(const uint16_t* p) {
+    Half h;
+    std::memcpy(&h, p, 32);
+    return (__builtin_convertvector(h, I) & 63) * 0x01010101;
+  }
+  SIMD_INLINE void levels(const uint8_t* p, I zero, N& low, N& high) {
+    const B b = bytes(p);
+    low = {((b.quads << 2) & 0x3c3c3c3cu) + (U)zero};
+    high = {((b.quads >> 2) & 0x3c3c3c3cu) + (U)zero};
+  }
+  // The same for T tokens whose activations lie 32 bytes apart; `dot_levels` and `dot_bytes` add to what `d` holds.
   template <int T>
   SIMD_INLINE void dot_nibbles(const N (&w)[8], const int8_t* x, I (&d)[T]) {
     for (int t = 0; t < T; ++t) d[t] = dot_nibbles(w, x + 32 * t);
+  }
+  template <int T>
+  SIMD_INLINE void dot_levels(const N (&w)[8], const int8_t* x, I (&d)[T]) {
+    for (int t = 0; t < T; ++t) d[t] += dot_nibbles(w, x + 32 * t);
   }
   template <int T>
   SIMD_INLINE void dot_bytes(const B (&w)[8], const int8_t* x, I (&d)[T]) {

@@ -47,6 +47,11 @@ struct Simd : avx512::Simd {
     low = {_mm512_and_si512(both, mask)};
     high = {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
   }
+  SIMD_INLINE void levels(const uint8_t* p, I zero, N& low, N& high) {
+    const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(60);
+    low = {_mm512_add_epi8(_mm512_and_si512(_mm512_slli_epi16(both, 2), mask), zero)};
+    high = {_mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 2), mask), zero)};
+  }
   static constexpr int kByteBias = 128;
   SIMD_INLINE I dot_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
   // Written out, because GCC 12 makes two instructions of the intrinsic with a broadcast operand, and volatile, because it undoes
@@ -67,6 +72,8 @@ struct Simd : avx512::Simd {
     for (int t = 0; t < T; ++t) d[t] = _mm512_setzero_si512();
     dot_bytes<T>(w, x, d);
   }
+  template <int T>
+  SIMD_INLINE void dot_levels(const N (&w)[8], const int8_t* x, I (&d)[T]) { dot_bytes<T>(w, x, d); }
   // The chains of T tokens in step: a token's own eight products wait for each other, and a window of one chain after the other does not
   // reach far enough ahead (87 % of the peak with one, 99 % with two at a time).
   template <int T>

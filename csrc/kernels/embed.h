@@ -14,14 +14,24 @@ SIMD_INLINE void embed_quantised(const Linear& table, int32_t id, float factor, 
     const int n = table.cols - k < 32 ? table.cols - k : 32;
     float value[32], scale[16], minimum[16];
     const uint8_t* quads;
-    int nibbles = 0;
+    bool nibbles = false;
     switch (table.layout) {
       case Layout::Q4_32:
         quads = block + k / 32 * 320;
         S::store(scale, S::load_f16(reinterpret_cast<const uint16_t*>(quads + 256)));
         S::store(minimum, S::load_f16(reinterpret_cast<const uint16_t*>(quads + 288)));
-        nibbles = 1;
+        nibbles = true;
         break;
+      case Layout::Q4S_32:
+      case Layout::Q4Z_32: {
+        quads = block + k / 64 * 576 + k % 64 / 32 * 256;
+        const auto* halves = reinterpret_cast<const uint16_t*>(block + k / 64 * 576 + 512 + k % 64 / 32 * 32);
+        S::store(scale, S::load_f16(halves));
+        const int zero = table.layout == Layout::Q4Z_32 ? halves[row] & 63 : kSymmetricZero;
+        minimum[row] = scale[row] * static_cast<float>(zero - kLevelBias) * (1.0f / kLevelsOfStep);
+        nibbles = true;
+        break;
+      }
       case Layout::Q8_32:
         quads = block + k / 64 * 1088 + k % 64 / 32 * 512;
         S::store(scale, S::load_f16(reinterpret_cast<const uint16_t*>(block + k / 64 * 1088 + 1024 + k % 64 / 32 * 32)));

@@ -13,11 +13,12 @@ constexpr int kPanelTokens = 256;
 constexpr int kPairTile = 6;  // tokens of a tile where there is a pairwise dot product: 24 sums of 16 rows, a quarter vector a row
 
 enum class PanelKind {
-  NIBBLES,   // per group of 32: int8 [T][32], scales [T], scaled sums [T]
-  BYTES,     // per group of 32: int8 [T][32], scales [T], −bias × sums [T] (int32)
-  BYTES_128, // per group of 128: int8 [32 quads][T][4], scales [T], −bias × sums [T] (int32)
-  PAIRS,     // per step of 32 columns: bfloat16 [T][32]
-  FLOATS,    // per step of 16 columns: float [T][16]
+  NIBBLES,     // per 32 columns: int8 [T][32], scales [T], scaled sums [T]
+  BYTES,       // per 32 columns: int8 [T][32], scales [T], −bias × sums [T] (int32)
+  BYTES_128,   // per group of 128: int8 [32 quads][T][4], scales [T], −bias × sums [T] (int32)
+  LEVELS,      // per group: for each 32 columns int8 [T][32], −kLevelBias × sums [T] (int32); then scales / kLevelsOfStep [T]
+  PAIRS,       // per step of 32 columns: bfloat16 [T][32]
+  FLOATS,      // per step of 16 columns: float [T][16]
 };
 
 inline constexpr PanelKind panel_kind(Layout layout, int group) {
@@ -26,6 +27,8 @@ inline constexpr PanelKind panel_kind(Layout layout, int group) {
     case Layout::F16: return PanelKind::FLOATS;
     case Layout::BF16: return PanelKind::PAIRS;
     case Layout::Q4_32: return PanelKind::NIBBLES;
+    case Layout::Q4S_32:
+    case Layout::Q4Z_32: return PanelKind::LEVELS;
     case Layout::Q8_ROW: return group == 128 ? PanelKind::BYTES_128 : PanelKind::BYTES;
     default: return PanelKind::BYTES;
   }
@@ -57,7 +60,8 @@ struct Panel {
   PanelKind kind;
   int tokens;
   int cols;       // of the weight: K
-  int steps;      // groups or steps along K
+  int steps;      // along K
+  int group;      // columns that share a scale
   size_t token_bytes;
   const uint8_t* data;
 
@@ -86,14 +90,19 @@ SIMD_INLINE void prefetch_target(const Target& target, const Tile& tile) {
 // The shape of a panel for this weight, without tokens or data.
 template <class S>
 SIMD_INLINE Panel<S> panel_shape(const Linear& w, const Activations& x) {
-  Panel<S> p{panel_kind(w.layout, x.group), 0, w.cols, 0, 0, nullptr};
-  const int k = w.cols;
+  Panel<S> p{panel_kind(w.layout, x.group), 0, w.cols, 0, x.group, 0, nullptr};
+  const int k = p.kind == PanelKind::LEVELS ? (w.cols + 63) / 64 * 64 : w.cols;
+  const auto cut = [&p, k](int cols, int bytes) __attribute__((always_inline)) {
+    p.steps = (k + cols - 1) / cols;
+    p.token_bytes = static_cast<size_t>(p.steps) * static_cast<size_t>(bytes);
+  };
   switch (p.kind) {
-    case PanelKind::NIBBLES: p.steps = (k + 31) / 32; p.token_bytes = static_cast<size_t>(p.steps) * 40; break;
-    case PanelKind::BYTES: p.steps = (k + 31) / 32; p.token_bytes = static_cast<size_t>(p.steps) * 40; break;
-    case PanelKind::BYTES_128: p.steps = (k + 127) / 128; p.token_bytes = static_cast<size_t>(p.steps) * 136; break;
-    case PanelKind::PAIRS: p.steps = (k + 31) / 32; p.token_bytes = static_cast<size_t>(p.steps) * 64; break;
-    case PanelKind::FLOATS: p.steps = (k + 15) / 16; p.token_bytes = static_cast<size_t>(p.steps) * 64; break;
+    case PanelKind::NIBBLES:
+    case PanelKind::BYTES: cut(32, 40); break;
+    case PanelKind::BYTES_128: cut(128, 136); break;
+    case PanelKind::LEVELS: cut(x.group, x.group / 32 * 36 + 4); break;
+    case PanelKind::PAIRS: cut(32, 64); break;
+    case PanelKind::FLOATS: cut(16, 64); break;
   }
   return p;
 }
@@ -113,30 +122,36 @@ SIMD_INLINE int panel_share(int left, int capacity) {
   return (left + panels - 1) / panels;
 }
 
-// A group of 32 columns of one token: bytes, scale and sum to their places in a tile of T.
+// One step of one token: bytes, scales and sums to their places in a tile of T.
 template <class S>
-SIMD_INLINE void fill_group(PanelKind kind, const Activations& x, int64_t row, int g, int t, int T, uint8_t* group) {
-  std::memcpy(group + 32 * t, x.q8 + row * x.stride + 32 * g, 32);
-  const int64_t at = row * x.groups() + (x.group == 32 ? g : g / 4);
-  int32_t sum = x.sum[at];
-  if (x.group != 32) {
-    const int8_t* q = x.q8 + row * x.stride + 32 * g;
-    sum = S::sum(S::add(S::load_int8(q), S::load_int8(q + 16)));
-  }
-  const float scale = x.scale[at], scaled_sum = scale * static_cast<float>(sum);
-  const int32_t start = -S::kByteBias * sum;
-  std::memcpy(group + 32 * T + 4 * t, &scale, 4);
-  std::memcpy(group + 36 * T + 4 * t, kind == PanelKind::NIBBLES ? static_cast<const void*>(&scaled_sum) : &start, 4);
+SIMD_INLINE void fill_group(PanelKind kind, const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
+  std::memcpy(step + 32 * t, x.q8 + row * x.stride + 32 * g, 32);
+  const int64_t at = row * x.sums() + g;
+  const int32_t start = -S::kByteBias * x.sum[at];
+  std::memcpy(step + 32 * T + 4 * t, x.scale + row * x.groups() + 32 * g / x.group, 4);
+  std::memcpy(step + 36 * T + 4 * t, kind == PanelKind::NIBBLES ? static_cast<const void*>(x.scaled_sum + at) : &start, 4);
 }
 
 template <class S>
-SIMD_INLINE void fill_group_128(const Activations& x, int64_t row, int g, int t, int T, uint8_t* group) {
+SIMD_INLINE void fill_group_128(const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
   const int8_t* q = x.q8 + row * x.stride + 128 * g;
-  for (int quad = 0; quad < 32; ++quad) std::memcpy(group + 4 * (quad * T + t), q + 4 * quad, 4);
-  const int64_t at = row * x.groups() + g;
-  const int32_t start = -S::kByteBias * x.sum[at];
-  std::memcpy(group + 128 * T + 4 * t, x.scale + at, 4);
-  std::memcpy(group + 132 * T + 4 * t, &start, 4);
+  for (int quad = 0; quad < 32; ++quad) std::memcpy(step + 4 * (quad * T + t), q + 4 * quad, 4);
+  const int32_t* sum = x.sum + row * x.sums() + 4 * g;
+  const int32_t start = -S::kByteBias * (sum[0] + sum[1] + sum[2] + sum[3]);
+  std::memcpy(step + 128 * T + 4 * t, x.scale + row * x.groups() + g, 4);
+  std::memcpy(step + 132 * T + 4 * t, &start, 4);
+}
+
+template <class S>
+SIMD_INLINE void fill_levels(const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
+  const int n = x.group / 32;
+  for (int i = 0; i < n; ++i, step += 36 * T) {
+    std::memcpy(step + 32 * t, x.q8 + row * x.stride + 32 * (n * g + i), 32);
+    const int32_t start = -kLevelBias * x.sum[row * x.sums() + n * g + i];
+    std::memcpy(step + 32 * T + 4 * t, &start, 4);
+  }
+  const float scale = x.scale[row * x.groups() + g] * (1.0f / kLevelsOfStep);
+  std::memcpy(step + 4 * t, &scale, 4);
 }
 
 // Rows [row, row + panel.tokens) of `x` to `data`.
@@ -156,6 +171,7 @@ void fill_panel(Panel<S>& panel, const Activations& x, int row, uint8_t* data) {
           case PanelKind::NIBBLES:
           case PanelKind::BYTES: fill_group<S>(panel.kind, x, m, g, t, T, step); break;
           case PanelKind::BYTES_128: fill_group_128<S>(x, m, g, t, T, step); break;
+          case PanelKind::LEVELS: fill_levels<S>(x, m, g, t, T, step); break;
           case PanelKind::PAIRS: std::memcpy(step + 64 * t, x.bf16 + m * x.stride + 32 * g, 64); break;
           case PanelKind::FLOATS: std::memcpy(step + 64 * t, x.f32 + m * x.stride + 16 * g, 64); break;
         }

@@ -1,19 +1,9 @@
 // Products of quantised weights and int8 activations: 16 rows × T tokens at a time. Lanes are rows; a token's bytes are broadcast, four
 // columns at a time. The order of a sum depends on K alone: groups in turn.
 #pragma once
-#include "linear_panel.h"
+#include "linear_levels.h"
 
 namespace inferloom {
-
-// Weights are asked for this far ahead, into the second level: its queue of misses is longer than the first level's. One token, two
-// threads on Zen 4, GB/s: 35 so, 25 with the first level as the destination; 5 … 24 KB are alike.
-constexpr int kAhead = 5120;
-
-template <class S, int LINES>
-SIMD_INLINE void prefetch_lines(const uint8_t* p) {
-#pragma GCC unroll 16
-  for (int i = 0; i < LINES; ++i) S::prefetch_far(p + kAhead + 64 * i);
-}
 
 // Σ over groups of x_scale · (w_scale · Σ nibble · x + w_minimum · Σ x).
 template <class S, int T>
@@ -130,6 +120,8 @@ void quantised_tile(const Linear& w, const uint8_t* block, const Panel<S>& panel
   const auto* row_scale = reinterpret_cast<const float*>(block + block_bytes(w) - 64);
   if (panel.kind == PanelKind::NIBBLES)
     nibbles_tile<S, T>(block, panel.steps, x, out, out_stride);
+  else if (panel.kind == PanelKind::LEVELS)
+    levels_tile<S, T>(w, block, panel.group / 32, x, out, out_stride);
   else if (panel.kind == PanelKind::BYTES_128)
     bytes_128_tile<S, T>(block, panel.steps, x, row_scale, out, out_stride);
   else if (w.layout == Layout::Q8_ROW)

@@ -5,7 +5,7 @@
 
 namespace inferloom {
 
-// One group of `G` columns (32 or 128) from `n` floats, zeros past them: symmetric int8, its scale and its sums.
+// One group of `G` columns (32, 64 or 128) from `n` floats, zeros past them: symmetric int8, its scale, and the sums of each 32.
 template <class S, int G>
 SIMD_INLINE void quantise_group(const float* x, int n, int8_t* q, float* scale, float* scaled_sum, int32_t* sum) {
   constexpr int V = G / 16;
@@ -19,15 +19,14 @@ SIMD_INLINE void quantise_group(const float* x, int n, int8_t* q, float* scale, 
   const float largest = S::max_of(peak);
   // Below the smallest normal number / 127 the reciprocal would overflow: such a group is zero to any purpose.
   const auto inverse = S::set(largest > 1e-35f ? 127.0f / largest : 0.0f);
-  auto total = S::zero_int();
-  for (int i = 0; i < V; ++i) {
-    const auto rounded = S::to_int(S::mul(v[i], inverse));
-    S::store_int8(q + 16 * i, rounded);
-    total = S::add(total, rounded);
-  }
-  *sum = S::sum(total);
   *scale = largest > 1e-35f ? largest / 127.0f : 0.0f;
-  *scaled_sum = *scale * static_cast<float>(*sum);
+  for (int i = 0; i < V; i += 2) {
+    const auto low = S::to_int(S::mul(v[i], inverse)), high = S::to_int(S::mul(v[i + 1], inverse));
+    S::store_int8(q + 16 * i, low);
+    S::store_int8(q + 16 * i + 16, high);
+    sum[i / 2] = S::sum(S::add(low, high));
+    scaled_sum[i / 2] = *scale * static_cast<float>(sum[i / 2]);
+  }
 }
 
 // Columns [begin, begin + n) of a row into every form that `out` has. `begin` is a multiple of the group (128 always is one). A last
@@ -47,14 +46,18 @@ SIMD_INLINE void write_forms(const Activations& out, int64_t row, int begin, con
     if (i < n) S::store_bf16(to + i, S::load(x + i, n - i));
   }
   if (out.forms & kInt8) {
-    const int64_t first = row * out.groups() + begin / out.group;
     int8_t* q = out.q8 + row * out.stride + begin;
-    for (int i = 0, g = 0; i < n; i += out.group, ++g) {
-      const int64_t at = first + g;
+    float* scale = out.scale + row * out.groups() + begin / out.group;
+    float* scaled_sum = out.scaled_sum + row * out.sums() + begin / 32;
+    int32_t* sum = out.sum + row * out.sums() + begin / 32;
+    for (int i = 0; i < n; i += out.group, ++scale) {
+      const int at = i / 32;
       if (out.group == 128)
-        quantise_group<S, 128>(x + i, n - i, q + i, out.scale + at, out.scaled_sum + at, out.sum + at);
+        quantise_group<S, 128>(x + i, n - i, q + i, scale, scaled_sum + at, sum + at);
+      else if (out.group == 64)
+        quantise_group<S, 64>(x + i, n - i, q + i, scale, scaled_sum + at, sum + at);
       else
-        quantise_group<S, 32>(x + i, n - i, q + i, out.scale + at, out.scaled_sum + at, out.sum + at);
+        quantise_group<S, 32>(x + i, n - i, q + i, scale, scaled_sum + at, sum + at);
     }
   }
 }

@@ -16,7 +16,7 @@ using namespace inferloom;
 namespace {
 
 constexpr int kThreads = 2;
-const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32"};
+const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32"};
 
 double now() { return omp_get_wtime(); }
 
@@ -65,7 +65,8 @@ double time_linear(const Operators& op, const Layers& layers, int tokens, int gr
 
 void bench(const Operators& op, Layout layout, int rows, int cols, const std::vector<int>& all_tokens) {
   const Layers layers(layout, rows, cols);
-  const int group = layout == Layout::Q8_ROW ? 128 : 32;
+  const char* asked = std::getenv("GROUP");
+  const int group = asked ? std::atoi(asked) : layout == Layout::Q8_ROW ? 128 : 32;
   std::printf("%-6s %6d x %-5d", kNames[static_cast<int>(layout)], rows, cols);
   for (int tokens : all_tokens) {
     const double seconds = time_linear(op, layers, tokens, group);
@@ -96,7 +97,7 @@ int main(int argc, char** argv) {
   if (argc > 4) tokens.clear();
   for (int i = 4; i < argc; ++i) tokens.push_back(std::atoi(argv[i]));
   const int shapes[][2] = {{3072, 1024}, {1024, 3072}, {576, 1536}, {151936, 1024}};
-  for (int layout = 0; layout < 6; ++layout) {
+  for (int layout = 0; layout < kLayouts; ++layout) {
     if (argc > 1 ? std::string(argv[1]) != kNames[layout] && std::string(argv[1]) != "all" : layout < 2) continue;
     if (argc > 3) {
       bench(op, static_cast<Layout>(layout), std::atoi(argv[2]), std::atoi(argv[3]), tokens);

@@ -9,8 +9,8 @@ using namespace inferloom;
 
 namespace {
 
-constexpr Layout kLayouts[] = {Layout::F32, Layout::F16, Layout::BF16, Layout::Q8_32, Layout::Q8_ROW, Layout::Q4_32};
-const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32"};
+constexpr Layout kLayouts[] = {Layout::F32, Layout::F16, Layout::BF16, Layout::Q8_32, Layout::Q8_ROW, Layout::Q4_32, Layout::Q4S_32, Layout::Q4Z_32};
+const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32"};
 const char* name(Layout layout) { return kNames[static_cast<int>(layout)]; }
 
 std::vector<float> random_rows(int rows, int cols, Random& random) {
@@ -50,17 +50,19 @@ void test_convert(const Operators& op, int rows, int cols, int group) {
       const double step = in.view.scale[at / group];
       CHECK(std::fabs(static_cast<double>(in.view.q8[at]) * step - static_cast<double>(value)) <= step * 0.501, "convert int8 [%d, %d] of %d columns", m, k, cols);
     }
-    for (int g = 0; g < in.view.groups(); ++g) {
-      int sum = 0, largest = 0;
-      for (int k = g * group; k < (g + 1) * group; ++k) {
-        const int q = in.view.q8[static_cast<int64_t>(m) * in.view.stride + k];
-        sum += q;
-        largest = std::max(largest, std::abs(q));
-      }
-      const int at = m * in.view.groups() + g;
-      CHECK(in.view.sum[at] == sum && largest <= 127, "convert sum of group %d", g);
-      CHECK(largest == 127 || g * group >= cols, "convert uses the range, group %d", g);
-      CHECK(in.view.scaled_sum[at] == in.view.scale[at] * static_cast<float>(sum), "convert scaled sum of group %d", g);
+    int largest = 0;
+    for (int k = 0, sum = 0; k < in.view.stride; ++k) {
+      const int q = in.view.q8[static_cast<int64_t>(m) * in.view.stride + k];
+      if (k % 32 == 0) sum = 0;
+      if (k % group == 0) largest = 0;
+      sum += q;
+      largest = std::max(largest, std::abs(q));
+      CHECK(largest <= 127, "convert range of column %d", k);
+      if ((k + 1) % group == 0) CHECK(largest == 127 || k + 1 - group >= cols, "convert uses the range, column %d", k);
+      if ((k + 1) % 32) continue;
+      const int at = m * in.view.sums() + k / 32;
+      CHECK(in.view.sum[at] == sum, "convert sum of columns %d", k);
+      CHECK(in.view.scaled_sum[at] == in.view.scale[m * in.view.groups() + k / group] * static_cast<float>(sum), "convert scaled sum of columns %d", k);
     }
   }
 }
@@ -171,6 +173,7 @@ void test_embed(const Operators& op, Layout layout, int rows, int cols) {
 void test_all(const Operators& op) {
   for (int cols : {1, 31, 64, 100, 576}) {
     test_convert(op, 3, cols, 32);
+    test_convert(op, 3, cols, 64);
     test_convert(op, 3, cols, 128);
   }
   const int shapes[][3] = {{16, 32, 1}, {17, 33, 2}, {1, 1, 3}, {40, 576, 1}, {48, 100, 4}, {33, 1025, 5}, {72, 130, 7}, {16, 64, 9}, {35, 300, 13},
@@ -179,7 +182,8 @@ void test_all(const Operators& op) {
   for (Layout layout : kLayouts) {
     for (const auto& s : shapes) {
       test_linear(op, layout, s[0], s[1], s[2], 32, seed++);
-      if (layout >= Layout::Q8_32) test_linear(op, layout, s[0], s[1], s[2], 128, seed++);
+      for (int group : {64, 128})
+        if (layout >= Layout::Q8_32) test_linear(op, layout, s[0], s[1], s[2], group, seed++);
     }
     for (int tokens = 1; tokens <= 17; ++tokens) test_linear(op, layout, 32, 64, tokens, 32, seed++);
     test_gated(op, layout, layout, 128, 96, 1, Activation::SILU, true);

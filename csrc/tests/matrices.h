@@ -106,6 +106,8 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
     }
     for (size_t at = 0; layout == Layout::Q4_32 && at < block; at += 320)
       for (int r = 0; r < 16; ++r) { scale(p + at + 256 + 2 * r, false); scale(p + at + 288 + 2 * r, true); }
+    for (size_t at = 0; (layout == Layout::Q4S_32 || layout == Layout::Q4Z_32) && at < block; at += 576)
+      for (int r = 0; r < 32; ++r) scale(p + at + 512 + 2 * r, false);
     for (size_t at = 0; layout == Layout::Q8_32 && at < block; at += 1088)
       for (int r = 0; r < 32; ++r) scale(p + at + 1024 + 2 * r, false);
   }
@@ -119,6 +121,11 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
         const uint8_t* g = p + c / 32 * 320;
         const int byte = g[64 * (c % 16 / 4) + 4 * r + c % 4], nibble = c % 32 < 16 ? byte & 15 : byte >> 4;
         value = half_at(g + 256 + 2 * r) * static_cast<float>(nibble) + half_at(g + 288 + 2 * r);
+      } else if (layout == Layout::Q4S_32 || layout == Layout::Q4Z_32) {
+        const uint8_t *g = p + c / 64 * 576, *half = g + 512 + c % 64 / 32 * 32 + 2 * r;
+        const int byte = g[c % 64 / 32 * 256 + 64 * (c % 16 / 4) + 4 * r + c % 4], nibble = c % 32 < 16 ? byte & 15 : byte >> 4;
+        const int quarters = layout == Layout::Q4S_32 ? 4 * nibble - 32 : 4 * nibble + (half[0] & 63) - 62;
+        value = half_at(half) * static_cast<float>(quarters) / 4;
       } else if (layout == Layout::Q8_32) {
         const uint8_t* g = p + c / 64 * 1088;
         value = half_at(g + 1024 + c % 64 / 32 * 32 + 2 * r) * static_cast<float>(g[64 * (c % 64 / 4) + 4 * r + c % 4] - 128);
@@ -136,13 +143,13 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
 struct Input {  // owns the buffers of an Activations with every form
   Input(int rows, int cols, int group) {
     const int stride = (cols + 127) / 128 * 128;
-    const size_t n = static_cast<size_t>(rows) * static_cast<size_t>(stride), groups = n / static_cast<size_t>(group);
+    const size_t n = static_cast<size_t>(rows) * static_cast<size_t>(stride), groups = n / static_cast<size_t>(group), sums = n / 32;
     f32 = std::make_unique<Memory>(n * 4);
     bf16 = std::make_unique<Memory>(n * 2);
     q8 = std::make_unique<Memory>(n);
     scale = std::make_unique<Memory>(groups * 4);
-    scaled_sum = std::make_unique<Memory>(groups * 4);
-    sum = std::make_unique<Memory>(groups * 4);
+    scaled_sum = std::make_unique<Memory>(sums * 4);
+    sum = std::make_unique<Memory>(sums * 4);
     view = {cols, stride, kFloat | kBfloat16 | kInt8, group, reinterpret_cast<float*>(f32->data), reinterpret_cast<uint16_t*>(bf16->data),
             reinterpret_cast<int8_t*>(q8->data), reinterpret_cast<float*>(scale->data), reinterpret_cast<float*>(scaled_sum->data),
             reinterpret_cast<int32_t*>(sum->data)};

@@ -3,7 +3,8 @@
 | GGUF | becomes | |
 |---|---|---|
 | F32, F16, BF16 | the same | row-major |
-| Q4_0, Q4_1 | Q4_32 | exact |
+| Q4_0 | Q4S_32 | exact |
+| Q4_1 | Q4_32 | exact |
 | Q8_0, Q5_0 | Q8_32 | exact |
 | Q4_K | Q4_32 | the same nibbles; scale and minimum of each 32 values are products, rounded to float16: each is off by at most 2^-11 of itself, a value by about a hundredth of a step |
 | all others | Q8_32 | dequantised, then the nearest of 8 bits in groups of 32 |
@@ -22,7 +23,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat, LoadFailed
-from inferloom.formats.interleaving import interleave_q4_32, interleave_q8_32
+from inferloom.formats.interleaving import interleave_q4_32, interleave_q4_pairs, interleave_q8_32
 from inferloom.formats.layout import GROUP, Layout
 from inferloom.formats.quantiser import pack_q8_32
 
@@ -30,7 +31,7 @@ Bytes = NDArray[np.uint8]
 Half = NDArray[np.float16]
 
 FLOATS = {Kind.F32: "F32", Kind.F16: "F16", Kind.BF16: "BF16"}
-_OF_FOUR_BITS = (Kind.Q4_0, Kind.Q4_1, Kind.Q4_K)
+_WITH_MINIMUM = (Kind.Q4_1, Kind.Q4_K)
 _NEAREST = (Kind.Q5_1, Kind.Q5_K, Kind.Q6_K)
 
 
@@ -38,7 +39,9 @@ def layout_of(kind: Kind) -> Layout:
     """The layout that a matrix of GGUF's type `kind` is kept in."""
     if kind in FLOATS:
         return Layout[FLOATS[kind]]
-    return Layout.Q4_32 if kind in _OF_FOUR_BITS else Layout.Q8_32
+    if kind is Kind.Q4_0:
+        return Layout.Q4S_32
+    return Layout.Q4_32 if kind in _WITH_MINIMUM else Layout.Q8_32
 
 
 def is_foreign(kind: Kind) -> bool:
@@ -79,9 +82,13 @@ def _half(blocks: Bytes, at: int) -> Half:
 
 
 def _q4_0(blocks: Bytes) -> Bytes | None:
-    scales = _half(blocks, 0)
-    minima = scales * np.float16(-8)  # a power of two: exact
-    return interleave_q4_32(blocks[..., 2:], scales, minima) if np.isfinite(minima).all() else None
+    scales, nibbles = _half(blocks, 0), blocks[..., 2:]
+    if not np.isfinite(scales).all():
+        return None
+    if nibbles.shape[1] % 2:
+        nibbles = np.pad(nibbles, ((0, 0), (0, 1), (0, 0)))
+        scales = np.pad(scales, ((0, 0), (0, 1)))
+    return interleave_q4_pairs(nibbles, scales)
 
 
 def _q4_1(blocks: Bytes) -> Bytes:

@@ -7,6 +7,11 @@ from numpy.typing import NDArray
 
 from inferloom.formats.layout import GROUP, ROWS, Layout
 
+# Q4Z_32: value = scale * (nibble + (zero - LEVEL_BIAS) / LEVELS_OF_STEP), zero being the scale's low six bits.
+LEVELS_OF_STEP = 4
+LEVEL_BIAS = 62
+ZERO_MASK = 63
+
 _QUAD = 4  # consecutive columns of a row that lie together
 
 
@@ -25,6 +30,20 @@ def interleave_q4_32(
     out[..., 256:288] = _of_sixteen(scales, groups)
     out[..., 288:] = _of_sixteen(minima, groups)
     return out.reshape(blocks, groups * 320)
+
+
+def interleave_q4_pairs(nibbles: NDArray[np.uint8], halves: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """Q4S_32 and Q4Z_32. `nibbles` as for Q4_32; `halves` [rows, groups]: the scales, with Q4Z_32's zero points in their low
+    six bits. Rows are a multiple of 16, groups of 2. → [rows / 16, groups / 2 * 576]."""
+    rows, groups, _ = nibbles.shape
+    blocks, pairs = rows // ROWS, groups // 2
+    out = np.empty((blocks, pairs, 576), np.uint8)
+    quads = np.ascontiguousarray(nibbles).view(np.uint32).reshape(blocks, ROWS, pairs, 2 * _QUAD)
+    out[..., :512] = (
+        np.ascontiguousarray(quads.transpose(0, 2, 3, 1)).view(np.uint8).reshape(blocks, pairs, 512)
+    )
+    out[..., 512:] = _of_sixteen(halves, groups).reshape(blocks, pairs, 64)
+    return out.reshape(blocks, pairs * 576)
 
 
 def interleave_q8_32(values: NDArray[np.uint8], scales: NDArray[np.float16]) -> NDArray[np.uint8]:
@@ -70,15 +89,34 @@ def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
         grouped = values.reshape(count, ROWS, -1, GROUP)
         grouped *= _to_sixteen(scales)
         return values
-    groups = blocks.reshape(count, -1, 320)
-    quads = np.ascontiguousarray(groups[..., :256]).view(np.uint32).reshape(count, -1, _QUAD, ROWS)
-    nibbles = np.ascontiguousarray(quads.transpose(0, 3, 1, 2)).view(np.uint8)
-    grouped = np.empty((count, ROWS, groups.shape[1], GROUP), np.float32)
-    grouped[..., :16] = nibbles.reshape(count, ROWS, -1, 16) & 15
-    grouped[..., 16:] = nibbles.reshape(count, ROWS, -1, 16) >> 4
-    grouped *= _to_sixteen(groups[..., 256:288])
-    grouped += _to_sixteen(groups[..., 288:])
+    if layout is Layout.Q4_32:
+        groups = blocks.reshape(count, -1, 320)
+        grouped = _nibbles(groups[..., :256], count)
+        grouped *= _to_sixteen(groups[..., 256:288])
+        grouped += _to_sixteen(groups[..., 288:])
+        return grouped.reshape(count * ROWS, -1)
+    pairs = blocks.reshape(count, -1, 576)
+    grouped = _nibbles(pairs[..., :512], count)
+    halves = np.ascontiguousarray(pairs[..., 512:].reshape(count, -1, 32))
+    if layout is Layout.Q4S_32:
+        grouped -= 8
+    else:
+        zeros = (halves.view(np.uint16) & ZERO_MASK).astype(np.float32)
+        zeros -= LEVEL_BIAS
+        zeros /= LEVELS_OF_STEP
+        grouped += zeros.transpose(0, 2, 1)[..., None]
+    grouped *= _to_sixteen(halves)
     return grouped.reshape(count * ROWS, -1)
+
+
+def _nibbles(bytes_: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    """The nibbles of `count` blocks, vector by vector, as numbers [count, 16, groups, 32]."""
+    quads = np.ascontiguousarray(bytes_).view(np.uint32).reshape(count, -1, _QUAD, ROWS)
+    nibbles = np.ascontiguousarray(quads.transpose(0, 3, 1, 2)).view(np.uint8).reshape(count, ROWS, -1, 16)
+    grouped = np.empty((*nibbles.shape[:3], GROUP), np.float32)
+    grouped[..., :16] = nibbles & 15
+    grouped[..., 16:] = nibbles >> 4
+    return grouped
 
 
 def _columns(bytes_: NDArray[np.uint8], count: int) -> NDArray[np.float32]:

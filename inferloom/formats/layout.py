@@ -6,7 +6,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 ROWS = 16  # that a quantised layout interleaves
-GROUP = 32  # columns that share a scale in Q8_32 and Q4_32
+GROUP = 32  # columns that share a scale in all but Q8_ROW
 
 
 class Layout(IntEnum):
@@ -18,6 +18,8 @@ class Layout(IntEnum):
     Q8_32 = 3
     Q8_ROW = 4
     Q4_32 = 5
+    Q4S_32 = 6
+    Q4Z_32 = 7
 
     @property
     def quantised(self) -> bool:
@@ -26,11 +28,19 @@ class Layout(IntEnum):
     @property
     def bits(self) -> int:
         """Of a value, without its share of a scale."""
-        return {Layout.F32: 32, Layout.F16: 16, Layout.BF16: 16, Layout.Q4_32: 4}.get(self, 8)
+        if self >= Layout.Q4_32:
+            return 4
+        return {Layout.F32: 32, Layout.F16: 16, Layout.BF16: 16}.get(self, 8)
 
 
 # Columns are padded to a multiple of this.
-COLUMNS = {Layout.Q8_32: 2 * GROUP, Layout.Q8_ROW: 128, Layout.Q4_32: GROUP}
+COLUMNS = {
+    Layout.Q8_32: 2 * GROUP,
+    Layout.Q8_ROW: 128,
+    Layout.Q4_32: GROUP,
+    Layout.Q4S_32: 2 * GROUP,
+    Layout.Q4Z_32: 2 * GROUP,
+}
 
 
 def padded(shape: tuple[int, int], layout: Layout) -> tuple[int, int]:
@@ -44,6 +54,8 @@ def block_bytes(columns: int, layout: Layout) -> int:
     """Bytes of sixteen rows of `columns` values in a quantised layout."""
     if layout is Layout.Q4_32:
         return -(-columns // 32) * 320
+    if layout in (Layout.Q4S_32, Layout.Q4Z_32):
+        return -(-columns // 64) * 576
     if layout is Layout.Q8_32:
         return -(-columns // 64) * 1088
     return -(-columns // 128) * 128 * ROWS + 64

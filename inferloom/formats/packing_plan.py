@@ -93,7 +93,7 @@ def target(
         return None
     wide = scheme.bits == 8 or (not scheme.everything and _WIDE.fullmatch(name) is not None)
     if layout is not None:
-        return None if wide or layout is Layout.Q4_32 else Layout.Q4_32
+        return None if wide or layout.bits == 4 else Layout.Q4Z_32
     if dtype not in FLOATS:
         return None
-    return Layout.Q8_ROW if wide else Layout.Q4_32
+    return Layout.Q8_ROW if wide else Layout.Q4Z_32

@@ -60,9 +60,13 @@ class NativeWeights:
         native.embedding_factor = float(torch.tensor(spec.embedding_factor, dtype=torch.bfloat16))
         native.attention_soft_cap = spec.attention_soft_cap or 0.0
         native.logit_soft_cap = spec.logit_soft_cap or 0.0
-        # One scale for 128 activations costs some accuracy, which only a model that chose one scale a row pays.
+        # One scale for more activations costs some accuracy, which only models that were quantised here for speed pay
+        # (docs/decisions/043, 045).
         quantised = {layout for layout in self._layouts if layout.quantised}
-        native.int8_group = 128 if quantised == {Layout.Q8_ROW} else 32
+        if quantised == {Layout.Q8_ROW}:
+            native.int8_group = 128
+        else:
+            native.int8_group = 64 if Layout.Q4Z_32 in quantised else 32
         return native
 
     def _layer(self, layer: Layer) -> Any:

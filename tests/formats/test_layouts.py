@@ -5,21 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from factories.matrices import QUANTISED, pack
 
 from inferloom.errors import InvalidFormat
-from inferloom.formats import quantiser
-from inferloom.formats.interleaving import interleave_q4_32, interleave_q8_32, interleave_q8_row
+from inferloom.formats.interleaving import (
+    interleave_q4_32,
+    interleave_q4_pairs,
+    interleave_q8_32,
+    interleave_q8_row,
+)
 from inferloom.formats.layout import Layout, packed_bytes, padded
 from inferloom.formats.layouts import PackedTensor, dequantise
 
-QUANTISED = (Layout.Q8_32, Layout.Q8_ROW, Layout.Q4_32)
 ODD = ((16, 32), (1, 1), (17, 33), (37, 96), (48, 200), (100, 576), (5, 1000))
 
 
 def packed(values: np.ndarray, layout: Layout) -> PackedTensor:
     rows, columns = values.shape
     whole = np.pad(values, ((0, -rows % 16), (0, 0)))
-    data = torch.from_numpy(quantiser.pack(whole, layout)).view(-1)
+    data = torch.from_numpy(pack(whole, layout)).view(-1)
     return PackedTensor(layout, (rows, columns), data)
 
 
@@ -44,6 +48,14 @@ def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, c
         within = column % 64
         scale = half(block, 1024 + within // 32 * 32 + 2 * lane)
         return scale * (int(block[within // 4 * 64 + 4 * lane + within % 4]) - 128)
+    if layout in (Layout.Q4S_32, Layout.Q4Z_32):
+        block = raw[(row // 16 * -(-columns // 64) + column // 64) * 576 :]
+        second, quad = column % 64 // 32, column % 32 // 4
+        byte = int(block[256 * second + quad % 4 * 64 + 4 * lane + column % 4])
+        nibble = byte >> 4 if quad >= 4 else byte & 15
+        zero = int(block[512 + 32 * second + 2 * lane]) & 63
+        offset = -8 if layout is Layout.Q4S_32 else (zero - 62) / 4
+        return half(block, 512 + 32 * second + 2 * lane) * (nibble + offset)
     block = raw[(row // 16 * -(-columns // 32) + column // 32) * 320 :]
     quad = column % 32 // 4
     byte = int(block[quad % 4 * 64 + 4 * lane + column % 4])
@@ -75,7 +87,10 @@ def test_sizes_are_multiples_of_64_and_padding_contributes_nothing(
     whole = PackedTensor(layout, padded(shape, layout), tensor.data)
     rows, columns = shape
     assert not dequantise(whole)[rows:].any()
-    if layout is not Layout.Q4_32:  # a minimum meets activations of zero there
+    if layout not in (
+        Layout.Q4_32,
+        Layout.Q4Z_32,
+    ):  # zero need not be a step: activations of zero meet it there
         assert not dequantise(whole)[:, columns:].any()
 
 
@@ -108,6 +123,14 @@ def test_interleaving_loses_nothing() -> None:
     data = torch.from_numpy(interleave_q4_32(nibbles, scales, minima)).view(-1)
     expected = numbers * scales[..., None].astype(np.float32) + minima[..., None].astype(np.float32)
     assert np.array_equal(dequantise(PackedTensor(Layout.Q4_32, (32, 96), data)), expected.reshape(32, 96))
+    numbers = chance.integers(0, 16, (32, 4, 32), dtype=np.uint8)
+    nibbles = numbers[..., :16] | numbers[..., 16:] << 4
+    halves = chance.standard_normal((32, 4)).astype(np.float16)
+    data = torch.from_numpy(interleave_q4_pairs(nibbles, halves)).view(-1)
+    zeros = (halves.view(np.uint16) & 63).astype(np.float32)
+    for layout, offset in ((Layout.Q4S_32, np.float32(-8)), (Layout.Q4Z_32, (zeros[..., None] - 62) / 4)):
+        expected = (numbers + offset) * halves[..., None].astype(np.float32)
+        assert np.array_equal(dequantise(PackedTensor(layout, (32, 128), data)), expected.reshape(32, 128))
     bytes_ = chance.integers(0, 256, (32, 4, 32), dtype=np.uint8)
     scales = chance.standard_normal((32, 4)).astype(np.float16)
     data = torch.from_numpy(interleave_q8_32(bytes_, scales)).view(-1)

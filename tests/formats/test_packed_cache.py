@@ -59,8 +59,8 @@ def loosen(entry_folder: str, seconds: float = 1000) -> None:
     ("scheme", "linear", "outer"),
     [
         ("int8", Layout.Q8_ROW, Layout.Q8_ROW),
-        ("int4", Layout.Q4_32, Layout.Q8_ROW),
-        ("int4-all", Layout.Q4_32, Layout.Q4_32),
+        ("int4", Layout.Q4Z_32, Layout.Q8_ROW),
+        ("int4-all", Layout.Q4Z_32, Layout.Q4Z_32),
     ],
 )
 def test_linear_layers_are_packed_embeddings_stay_at_eight_bits_unless_asked_and_norms_floats(
@@ -174,11 +174,11 @@ def test_the_file_begins_its_tensors_at_cache_lines_and_others_can_open_it(folde
         (Kind.Q8_0, "int8", None, None),
         (Kind.F16, "int8", Layout.Q8_ROW, Layout.Q8_ROW),
         (Kind.Q4_1, "int4", None, None),
-        (Kind.Q8_0, "int4", Layout.Q4_32, Layout.Q8_32),
-        (Kind.F16, "int4", Layout.Q4_32, Layout.Q8_ROW),
+        (Kind.Q8_0, "int4", Layout.Q4Z_32, Layout.Q8_32),
+        (Kind.F16, "int4", Layout.Q4Z_32, Layout.Q8_ROW),
         (Kind.Q4_1, "int4-all", None, None),
-        (Kind.Q8_0, "int4-all", Layout.Q4_32, Layout.Q4_32),
-        (Kind.F16, "int4-all", Layout.Q4_32, Layout.Q4_32),
+        (Kind.Q8_0, "int4-all", Layout.Q4Z_32, Layout.Q4Z_32),
+        (Kind.F16, "int4-all", Layout.Q4Z_32, Layout.Q4Z_32),
     ],
 )
 def test_a_gguf_keeps_what_is_narrow_enough(

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from factories.matrices import pack
 
 from inferloom.formats.interleaving import ROWS, Layout
 from inferloom.formats.layouts import PackedTensor
-from inferloom.formats.quantiser import pack
 from inferloom.kernels.native import library
 from inferloom.kernels.native.operators import BFLOAT16, FLOAT, INT8, layout_of
 
@@ -67,9 +67,9 @@ def values(rows: Any, form: int) -> torch.Tensor:
 
 
 def sums(rows: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each group of the int8 form: the sum, and what the operators are told of it (sum, scale * sum)."""
-    groups = rows.stride // rows.group
-    steps = _array(rows.q8, ctypes.c_int8, rows.count, groups, rows.group).long().sum(-1)
+    """Of each 32 columns of the int8 form: the sum, and what the operators are told of it (sum, scale * sum)."""
+    groups = rows.stride // 32
+    steps = _array(rows.q8, ctypes.c_int8, rows.count, groups, 32).long().sum(-1)
     told = _array(rows.sum, ctypes.c_int32, rows.count, groups).long()
     return steps, told, _array(rows.scaled_sum, ctypes.c_float, rows.count, groups)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from factories.matrices import QUANTISED
 
 from inferloom.formats.interleaving import Layout
 from inferloom.formats.layouts import PackedTensor, dequantise
@@ -11,7 +12,7 @@ from inferloom.kernels.native import library
 from inferloom.kernels.native.operators import NativeKernels, layout_of
 from kernels.native_arrays import FLOATS, converted, instruction_sets, matrix, packed, values
 
-LAYOUTS = [*FLOATS, Layout.Q8_32, Layout.Q8_ROW, Layout.Q4_32]
+LAYOUTS = [*FLOATS, *QUANTISED]
 SHAPES = [(1, 1), (7, 33), (49, 576), (576, 130), (130, 1000)]  # rows, columns: of no block and no group
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from factories.matrices import QUANTISED
 
 from inferloom.formats.interleaving import Layout
 from inferloom.formats.layouts import PackedTensor, dequantise
@@ -29,10 +30,11 @@ def assert_forms(rows: Any, wanted: torch.Tensor) -> None:
     assert ((grid - padded).abs() <= 0.501 * step + 1e-30).all()
     exact, told, scaled = sums(rows)
     assert torch.equal(exact, told)
-    torch.testing.assert_close(scaled.double(), exact.double() * step[..., 0], rtol=1e-5, atol=1e-30)
+    steps = step[..., 0].repeat_interleave(rows.group // 32, dim=1)
+    torch.testing.assert_close(scaled.double(), exact.double() * steps, rtol=1e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("group", [32, 64, 128])
 def test_rows_are_converted_to_every_form(isa: str, group: int) -> None:
     torch.manual_seed(0)
     for width in WIDTHS:
@@ -80,7 +82,7 @@ def activated(name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("layout", [*FLOATS, Layout.Q8_32, Layout.Q8_ROW, Layout.Q4_32], ids=str)
+@pytest.mark.parametrize("layout", [*FLOATS, *QUANTISED], ids=str)
 def test_gates_multiply_what_goes_up(isa: str, layout: torch.dtype | Layout, name: str) -> None:
     torch.manual_seed(2)
     native = library.load()
@@ -109,7 +111,7 @@ def test_gates_multiply_what_goes_up(isa: str, layout: torch.dtype | Layout, nam
         assert_forms(out, values(out, FLOAT).double())
 
 
-@pytest.mark.parametrize("layout", [*FLOATS, Layout.Q8_32, Layout.Q8_ROW, Layout.Q4_32], ids=str)
+@pytest.mark.parametrize("layout", [*FLOATS, *QUANTISED], ids=str)
 def test_embedding_rows_are_the_rows_of_the_matrix(isa: str, layout: torch.dtype | Layout) -> None:
     torch.manual_seed(3)
     native = library.load()

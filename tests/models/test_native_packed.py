@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories.matrices import pack
 
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layouts import Layout, PackedTensor, dequantise
-from inferloom.formats.quantiser import pack
 from inferloom.formats.weights import open_weights
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import Executor
@@ -40,8 +40,10 @@ CARD = ModelCard(
 # What each kind of matrix is packed as; None: left as it is.
 SCHEMES: dict[str, dict[str, Layout | None]] = {
     "int8": {"": Layout.Q8_ROW},
-    "int4": {"embed_tokens": Layout.Q8_32, "": Layout.Q4_32},
-    "int4-all": {"": Layout.Q4_32},
+    "int4": {"embed_tokens": Layout.Q8_ROW, "": Layout.Q4Z_32},
+    "int4 of a GGUF": {"embed_tokens": Layout.Q8_32, "": Layout.Q4Z_32},
+    "int4-all": {"": Layout.Q4Z_32},
+    "q4_0": {"embed_tokens": Layout.Q8_32, "": Layout.Q4S_32},
     "q8_0": {"": Layout.Q8_32},
     "rows and groups": {"mlp": Layout.Q8_ROW, "": Layout.Q8_32},
     "as a mixed GGUF": {
@@ -50,6 +52,7 @@ SCHEMES: dict[str, dict[str, Layout | None]] = {
         "layers.1.mlp.down_proj": None,
         "up_proj": Layout.Q8_ROW,
         "k_proj": None,
+        "o_proj": Layout.Q4S_32,
         "": Layout.Q4_32,
     },
 }
@@ -127,9 +130,9 @@ def test_packed_weights_give_the_same_bits_however_a_prompt_is_cut(scheme: str, 
 
 
 @pytest.mark.parametrize(
-    ("scheme", "group"), [("int8", 128), ("int4", 32), ("q8_0", 32), ("rows and groups", 32)]
+    ("scheme", "group"), [("int8", 128), ("int4", 64), ("q4_0", 32), ("q8_0", 32), ("rows and groups", 32)]
 )
-def test_only_a_model_with_one_scale_a_row_everywhere_has_wide_groups_of_activations(
+def test_models_that_were_quantised_here_have_wider_groups_of_activations(
     scheme: str, group: int, checkpoint_of: Make
 ) -> None:
     checkpoint = checkpoint_of("llama", dtype=torch.bfloat16, initializer_range=0.05)

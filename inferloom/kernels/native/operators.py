@@ -12,7 +12,7 @@ from inferloom.kernels.reference import ReferenceKernels
 FLOAT, BFLOAT16, INT8 = 1, 2, 4
 
 _FLOAT_LAYOUTS = {torch.float32: (0, FLOAT), torch.float16: (1, FLOAT), torch.bfloat16: (2, BFLOAT16)}
-_PACKED_LAYOUTS = {Layout.Q8_32: 3, Layout.Q8_ROW: 4, Layout.Q4_32: 5}
+_PACKED_LAYOUTS = {Layout.Q8_32: 3, Layout.Q8_ROW: 4, Layout.Q4_32: 5, Layout.Q4S_32: 6, Layout.Q4Z_32: 7}
 
 
 def layout_of(weight: torch.Tensor | PackedTensor) -> tuple[int, int]:
