@@ -38,6 +38,7 @@ EXPORT_SECS = 5.0  # for one export, its retries included
 SPANS_EVERY = 1.0  # seconds
 METRICS_EVERY = 15.0  # seconds, unless OTEL_METRIC_EXPORT_INTERVAL (ms) says otherwise
 FLUSH_SECS = 2.0  # at the end
+LAST_TRY_SECS = 0.2  # … where the collector was away
 POINTS = 5000  # of metrics in one message, which gRPC limits to 4 MiB
 
 # Asked by probes and scrapers many times a minute: traces of them say nothing.
@@ -209,7 +210,8 @@ class Otlp:
         flushes = [in_thread(self._processor.force_flush)]
         if self._counted is not None:
             flushes.append(in_thread(self._metrics_export()))
-        await asyncio.wait([asyncio.ensure_future(flush) for flush in flushes], timeout=FLUSH_SECS)
+        patience = LAST_TRY_SECS if self._outage.down else FLUSH_SECS
+        await asyncio.wait([asyncio.ensure_future(flush) for flush in flushes], timeout=patience)
         # closing the channels ends what still waits for a collector
         self._spans.shutdown()
         self._metrics.shutdown()
@@ -222,12 +224,12 @@ class Outage:
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._lock = threading.Lock()
-        self._down = False
+        self.down = False
 
     def note(self, sent: bool) -> None:
         """Called from the exporting threads."""
         with self._lock:
-            changed, self._down = self._down is sent, not sent
+            changed, self.down = self.down is sent, not sent
         if not changed:
             return
         if sent:

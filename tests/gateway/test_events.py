@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import time
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from itertools import pairwise
 
 import httpx
 import pytest
+from factories.server import DUMMY, serving
 from gateway.sse import Frame, Stream
 from gateway.stand_in import until
 
@@ -201,6 +203,20 @@ async def test_the_stream_ends_when_the_server_does(workers):
     assert last.event == "shutdown"
     async with watching(gateway) as late:  # on a connection that was kept
         assert [one.event for one in await late.rest()] == ["snapshot", "shutdown"]
+
+
+def test_a_server_that_ends_ends_the_stream_and_does_not_wait_for_it():
+    with serving(*DUMMY) as served, httpx.Client(base_url=served.url, timeout=20) as client:
+        served.wait_for("dummy ready")
+        with client.stream("GET", "/v1/events") as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: snapshot"
+            served.process.send_signal(signal.SIGTERM)
+            assert "event: shutdown" in list(lines)
+        begun = time.monotonic()
+        assert served.process.wait(20) == 0
+        assert time.monotonic() - begun < 15  # half of the time that answers in progress would have
+        assert "0 requests in progress" in served.output
 
 
 async def test_a_client_that_does_not_read_is_left_and_its_queue_was_bounded(workers):
