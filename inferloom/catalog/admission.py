@@ -77,8 +77,11 @@ def next_load(
     """What to do for the models that wait for memory of one device.
 
     Asked again whenever a lease ends, a request comes or goes, a load is over, or `look_again_secs` have passed: a
-    decision holds until the next one, and who was yielding before and is not any more goes on. `now_excluded`: residents that cannot make room
-    now, since they are being loaded or on their way out; who waits for nobody but them need not be among `waiting`.
+    decision holds until the next one, and who was yielding before and is not any more goes on. `now_excluded`:
+    residents that cannot make room now, since they are being loaded or on their way out. `free` may count the bytes of
+    the latter: then a decision that is ready still waits for them. `seats`: how many more models may be loaded
+    (`max_loaded`), None without a limit. A higher priority goes first and waits for no quantum of a lower one; whom
+    patience ran out for goes before both.
 
     None: the residents go on with their work, because nobody waits, or because what is leased has not served its
     quantum and nobody has waited too long. Whoever can be loaded without waiting for a lease to end is.
