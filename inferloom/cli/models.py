@@ -136,8 +136,13 @@ def _planned(answer: dict[str, Any], model: str) -> str:
 def _change(verb: str, model: str, url: str | None, as_json: bool, **fields: Any) -> None:
     began = time.monotonic()
     session = server(url)
-    with load_shown(session, model):
-        answer = session.lifecycle(verb, model, **fields)
+    try:
+        with load_shown(session, model):
+            answer = session.lifecycle(verb, model, **fields)
+    except KeyboardInterrupt:
+        if verb != "unload":
+            print(f"interrupted: the server goes on; `inferloom unload {model}` stops it", file=sys.stderr)
+        raise
     if as_json:
         print_json(answer)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -40,7 +41,8 @@ class StandIn:
         self.plan = plan or {}
         self.metrics: list[str] = []  # one for each time they are asked for; the last one stays
         self._told = told or []
-        self.closing = False  # set by whoever serves it: streams of events end
+        self.closing = False  # set by whoever serves it: streams of events and loads end
+        self.loading = threading.Event()
         newer = [
             Route("/v1/models/pin", self._pin, methods=["POST"]),
             Route("/v1/models/plan", self._plan, methods=["POST"]),
@@ -52,6 +54,7 @@ class StandIn:
                 Route("/v1/models", self._listing),
                 Route("/v1/models/{name:path}", self._card, methods=["GET"]),
                 Route("/v1/models/unload", self._unload, methods=["POST"]),
+                Route("/v1/models/load", self._load, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 *([] if older else newer),
             ]
@@ -74,6 +77,13 @@ class StandIn:
         body = await request.json()
         self.requests.append(body)
         return JSONResponse({"model_id": body["model_id"], "status": "unloaded", "freed_bytes": 312_000_000})
+
+    async def _load(self, request: Request) -> Response:
+        """Takes as long as the stand-in is there, and its client."""
+        self.loading.set()
+        while not self.closing and not await request.is_disconnected():
+            await asyncio.sleep(0.02)
+        return JSONResponse({})
 
     async def _pin(self, request: Request) -> Response:
         body = await request.json()

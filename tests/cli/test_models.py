@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -87,6 +91,26 @@ def test_whoever_waits_for_a_load_on_a_terminal_sees_how_far_it_is() -> None:
     line.clear()
     line.note("model", {"id": "large", "state": "ready"})
     assert terminal.getvalue().endswith("\r\x1b[Klarge warming\r\x1b[K")
+
+
+def test_ctrl_c_leaves_the_server_loading_and_says_how_to_stop_it() -> None:
+    with ExitStack() as stack:
+        standin = StandIn()
+        environment = {**os.environ, "INFERLOOM_URL": served(standin, stack).url}
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "inferloom.cli.app", "load", "vectors"],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert standin.loading.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        standin.closing = True
+    assert process.returncode == 130
+    assert said == "interrupted: the server goes on; `inferloom unload vectors` stops it\n"
 
 
 def test_an_expiry_may_be_an_iso_date(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
