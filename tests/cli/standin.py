@@ -81,9 +81,13 @@ class StandIn:
     async def _load(self, request: Request) -> Response:
         """Takes as long as the stand-in is there, and its client."""
         self.loading.set()
-        while not self.closing and not await request.is_disconnected():
-            await asyncio.sleep(0.02)
-        return JSONResponse({})
+
+        async def nothing() -> AsyncIterator[str]:
+            while not self.closing and not await request.is_disconnected():
+                await asyncio.sleep(0.02)
+                yield ""
+
+        return StreamingResponse(nothing(), media_type="application/json")
 
     async def _pin(self, request: Request) -> Response:
         body = await request.json()
