@@ -4,11 +4,16 @@ whatever decides the bits of its keys and values."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -19,64 +24,93 @@ from inferloom.errors import InferloomError
 from inferloom.formats import content, entries
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.footprint import PAGE_TOKENS
-from inferloom.types import LoadProgress, ModelCard
-from inferloom.worker.kv_store import KvStore
-from inferloom.worker.messages.replies import Resized, Spilled
-from inferloom.worker.messages.requests import Spill
+from inferloom.types import ModelCard
+from inferloom.worker.kv_store import Kept, KvStore
+from inferloom.worker.messages.replies import Resized, Spilled, Stats
+from inferloom.worker.messages.requests import GetStats, Spill
+from inferloom.worker.spilled import file_bytes
 
 log = logging.getLogger("inferloom.runners")
 
 # Raise it when a model's keys and values come out differently.
 VERSION = 1
 SPILL_SECS = 30.0  # that a worker may take for its file
-FILE_OVERHEAD = 1 << 20  # bytes of a file beside its pages, at most
 
 
 class KeptPages:
-    """One model's cached prefixes in the store, if there is one."""
+    """One model's cached prefixes in the store, if there is one.
+
+    Nothing waits for the hash of a checkpoint: a thread that runs when nobody else wants the processor makes it while the
+    model serves (`learn`). A model that goes before that leaves nothing.
+    """
 
     def __init__(self, model: ModelConfig, store: KvStore | None) -> None:
         self._model = model
-        self._store = store
+        caches = model.driver.type == "native" and native_options(model.driver).prefix_cache
+        self._store = store if caches else None
         self._checkpoint: Checkpoint | None = None  # of the worker that was started last
+        self._learning: threading.Thread | None = None
 
     async def found(self, checkpoint: Checkpoint | None) -> dict[str, str]:
         """What the next worker's job says of kept pages: `spill`, the file, and `spill_key`, their owner."""
         self._checkpoint = checkpoint
-        if self._store is None or checkpoint is None or not native_options(self._model.driver).prefix_cache:
+        if self._store is None or checkpoint is None:
             return {}
         return await asyncio.to_thread(self._find, self._store, checkpoint)
 
     def _find(self, store: KvStore, checkpoint: Checkpoint) -> dict[str, str]:
-        # content that was never hashed was never kept either
-        name = name_of(self._model, checkpoint, hash_files=False)
+        name = name_of(self._model, checkpoint)  # content that was never hashed was never kept either
         path = store.find(name) if name is not None else None
         return {"spill": str(path), "spill_key": name} if name is not None and path is not None else {}
 
-    async def keep(self, card: ModelCard, ask: Callable[..., Awaitable[Spilled]]) -> int:
+    def learn(self) -> None:
+        """Have the checkpoint hashed, once in its life."""
+        busy = self._learning is not None and self._learning.is_alive()
+        if self._store is not None and self._checkpoint is not None and not busy:
+            self._learning = threading.Thread(target=_learn, args=(self._checkpoint,), daemon=True)
+            self._learning.start()
+
+    async def keep(self, card: ModelCard, ask: Callable[..., Awaitable[Any]]) -> int:
         """Have the worker write its pages: `ask` is `Questions.ask` for it. Bytes that are kept. Never fails: what cannot be
         kept is computed again."""
         store, checkpoint = self._store, self._checkpoint
-        if store is None or checkpoint is None or not card.kv_bytes:
+        if store is None or checkpoint is None or not card.kv_pages:
             return 0
-        name = await asyncio.to_thread(name_of, self._model, checkpoint, hash_files=True)
+        name = await asyncio.to_thread(name_of, self._model, checkpoint)
         if name is None:
             return 0
-        place = store.keep(name, wanted=card.kv_bytes + FILE_OVERHEAD)
+        try:
+            stats: Stats = await ask(GetStats, deadline=time.monotonic() + SPILL_SECS)
+            if not stats.pages_cached:
+                return 0
+            wanted = file_bytes(stats.pages_cached, card.kv_bytes // card.kv_pages)
+            return await self._write(store.keep(name, wanted=wanted), name, ask)
+        except InferloomError as error:
+            log.warning("cached prefixes of %s are not kept: %s", self._model.name, error.message)
+            return 0
+
+    async def _write(
+        self, place: AbstractContextManager[Kept | None], name: str, ask: Callable[..., Awaitable[Any]]
+    ) -> int:
         kept = await asyncio.to_thread(place.__enter__)
         try:
             if kept is None:
                 return 0
-            answer = await ask(
+            answer: Spilled = await ask(
                 lambda number: Spill(number, str(kept.path), name, kept.max_bytes),
                 deadline=time.monotonic() + SPILL_SECS,
             )
             return answer.bytes
-        except InferloomError as error:
-            log.warning("cached prefixes of %s are not kept: %s", self._model.name, error.message)
-            return 0
         finally:
             await asyncio.to_thread(place.__exit__, None, None, None)
+
+
+def _learn(checkpoint: Checkpoint) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread alone (Linux)
+    with contextlib.suppress(OSError):  # a file that went
+        if _digest(checkpoint) is None:
+            content.digest([Path(name) for name in checkpoint.weights], lambda progress: None)
 
 
 def with_pages(card: ModelCard, resized: Resized) -> ModelCard:
@@ -91,11 +125,10 @@ def with_pages(card: ModelCard, resized: Resized) -> ModelCard:
     )
 
 
-def name_of(model: ModelConfig, checkpoint: Checkpoint, *, hash_files: bool) -> str | None:
-    """The name, or None where the files' content is not known yet and `hash_files` is off: hashing takes half a second for
-    each gigabyte, once. Blocks."""
+def name_of(model: ModelConfig, checkpoint: Checkpoint) -> str | None:
+    """The name, or None while the files' content is not known. Looks at the disk, for a few milliseconds."""
     try:
-        digest = _digest(checkpoint, hash_files=hash_files)
+        digest = _digest(checkpoint)
         config = (Path(checkpoint.folder) / "config.json").read_bytes()
     except (OSError, InferloomError) as error:
         log.debug("the content of %s is not known: %s", model.name, error)
@@ -117,7 +150,7 @@ def name_of(model: ModelConfig, checkpoint: Checkpoint, *, hash_files: bool) -> 
     return hashlib.sha256(encoded).hexdigest()[:32]
 
 
-def _digest(checkpoint: Checkpoint, *, hash_files: bool) -> str | None:
+def _digest(checkpoint: Checkpoint) -> str | None:
     files = [Path(name) for name in checkpoint.weights]
     found = []
     for file in files:
@@ -126,8 +159,4 @@ def _digest(checkpoint: Checkpoint, *, hash_files: bool) -> str | None:
             found.append(f"{manifest.version}-{manifest.scheme}-{manifest.sha256}")
     if len(found) == len(files):
         return "+".join(found)
-    return content.known(files) or (content.digest(files, _ignore) if hash_files else None)
-
-
-def _ignore(progress: LoadProgress) -> None:
-    return None
+    return content.known(files)

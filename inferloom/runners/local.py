@@ -190,6 +190,7 @@ class LocalRunner(ModelRunner):
         self._codec = codec
         self._ends = codec.eos_token_ids
         self._card = msgspec.structs.replace(ready.card, has_chat_template=codec.has_chat_template)
+        self._kept.learn()
         return LoadReport(
             card=self._card,
             seconds=time.monotonic() - begun,
@@ -198,14 +199,13 @@ class LocalRunner(ModelRunner):
         )
 
     async def rebuild_session(self, cause: SessionRebuildCause) -> None:
-        """Start another worker for the same source; what runs in the old one ends with an error."""
+        """Another worker for the same source; what runs in the old one ends with an error."""
         await self.close()
         await self.load_weights(None, self._source)
 
     async def resize_kv(self, pages: int) -> int:
         process = self._serving()[2]
-        resized: Resized = await self._questions.ask(process, lambda number: Resize(number, pages))
-        return resized.pages
+        return int((await self._questions.ask(process, lambda number: Resize(number, pages))).pages)
 
     async def spill(self) -> int:
         if self._card is None or self._process is None or not self._process.alive or self._runs:

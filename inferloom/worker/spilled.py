@@ -24,6 +24,7 @@ _MAGIC = b"loomkv\x00\x01"  # the last byte: the version of this form
 _LENGTH = struct.Struct("<I")
 _DIGEST = hashlib.sha256().digest_size
 _MOST_HEADER = 64 << 20
+_FRAME = 4096  # bytes beside pages and keys, at most
 _PER_PAGE = 40  # bytes of the header for each key, at most
 
 
@@ -38,9 +39,14 @@ class Foreign(Exception):
     """A file that is damaged, or of another model; the message says which."""
 
 
+def file_bytes(pages: int, page_bytes: int) -> int:
+    """That a file of so many pages takes, at most."""
+    return _FRAME + pages * (page_bytes + _PER_PAGE)
+
+
 def fitting(max_bytes: int, page_bytes: int) -> int:
     """Pages that a file of at most so many bytes holds."""
-    return max(0, (max_bytes - 4096) // (page_bytes + _PER_PAGE)) if page_bytes else 0
+    return max(0, (max_bytes - _FRAME) // (page_bytes + _PER_PAGE)) if page_bytes else 0
 
 
 def write(path: Path, header: Header, pages: Iterable[bytes]) -> int:

@@ -15,6 +15,7 @@ from worker_driving import becomes
 
 from inferloom.config.schema import DriverConfig, ModelConfig
 from inferloom.errors import ContextLengthExceeded
+from inferloom.formats import content
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.runners.base import WeightSource
 from inferloom.runners.kept_pages import name_of
@@ -27,7 +28,7 @@ from inferloom.worker.pool import WorkerPool
 MIB = 1 << 20
 PROMPT = [(7 * place) % 250 + 3 for place in range(200)]
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+module = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -85,12 +86,19 @@ async def answer(runner: LocalRunner, prompt: list[int] = PROMPT, tokens: int = 
     return [token for chunk in chunks for token in chunk.token_ids], usage.cached_tokens
 
 
+async def known(checkpoint: Checkpoint) -> None:
+    """A thread of the runner hashes what was never hashed."""
+    await becomes(lambda: name_of(model(checkpoint), checkpoint) is not None)
+
+
+@module
 async def test_a_reloaded_model_answers_the_same_from_kept_pages(
     pool: WorkerPool, checkpoint: Checkpoint, store: KvStore
 ) -> None:
     runner = await loaded(pool, checkpoint, store)
     first, cached = await answer(runner)
     assert cached == 0
+    await known(checkpoint)
     assert await runner.spill() > 0
     await runner.close()
     await runner.load_weights(None, WeightSource(source=checkpoint.folder))
@@ -102,15 +110,17 @@ async def test_a_reloaded_model_answers_the_same_from_kept_pages(
     await other.close()
 
 
+@module
 @pytest.mark.parametrize("damage", ["flipped", "cut", "foreign"])
 async def test_a_file_that_cannot_be_used_is_discarded_and_said(
     damage: str, pool: WorkerPool, checkpoint: Checkpoint, store: KvStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner = await loaded(pool, checkpoint, store)
     first, _ = await answer(runner)
+    await known(checkpoint)
     await runner.spill()
     await runner.close()
-    name = name_of(model(checkpoint), checkpoint, hash_files=False)
+    name = name_of(model(checkpoint), checkpoint)
     assert name is not None
     path = store.find(name)
     assert path is not None
@@ -130,23 +140,25 @@ async def test_a_file_that_cannot_be_used_is_discarded_and_said(
     await runner.close()
 
 
-async def test_other_options_and_other_weights_have_other_names(
-    pool: WorkerPool, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_other_options_and_other_weights_have_other_names(checkpoint: Checkpoint, tmp_path: Path) -> None:
     changed = make_checkpoint(tmp_path / "other", "qwen3", dtype=torch.bfloat16, max_positions=1024, seed=1)
+    assert name_of(model(checkpoint), checkpoint) is None  # unknown until it is hashed
+    for one in (checkpoint, changed):
+        content.digest([Path(name) for name in one.weights], lambda progress: None)
     configurations = [
         model(checkpoint),
         model(checkpoint, dtype="float16"),
         model(checkpoint, max_model_len=64),
     ]
-    names = {name_of(one, checkpoint, hash_files=True) for one in configurations}
-    names.add(name_of(model(checkpoint), changed, hash_files=True))
+    names = {name_of(one, checkpoint) for one in configurations}
+    names.add(name_of(model(checkpoint), changed))
     assert None not in names and len(names) == 4
     copy = make_checkpoint(tmp_path / "copy", "qwen3", dtype=torch.bfloat16, max_positions=1024)
-    assert name_of(model(copy), copy, hash_files=False) is None  # unknown until it is hashed
-    assert name_of(model(copy), copy, hash_files=True) in names
+    content.digest([Path(name) for name in copy.weights], lambda progress: None)
+    assert name_of(model(copy), copy) in names
 
 
+@module
 async def test_pages_go_and_come_and_the_card_says_so(pool: WorkerPool, checkpoint: Checkpoint) -> None:
     runner = await loaded(pool, checkpoint)
     card = runner.card()
@@ -165,6 +177,7 @@ async def test_pages_go_and_come_and_the_card_says_so(pool: WorkerPool, checkpoi
     await runner.close()
 
 
+@module
 async def test_a_grant_below_the_budget_can_grow_to_it(pool: WorkerPool, checkpoint: Checkpoint) -> None:
     runner = LocalRunner(model(checkpoint), pool, kv_budget_bytes=16 * MIB)
     runner.grant(2 * MIB)
@@ -176,6 +189,7 @@ async def test_a_grant_below_the_budget_can_grow_to_it(pool: WorkerPool, checkpo
     await runner.close()
 
 
+@module
 async def test_memory_comes_back_when_pages_go(pool: WorkerPool, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(
         tmp_path / "wide", "llama", dtype=torch.bfloat16, max_positions=2048,
@@ -197,6 +211,7 @@ async def test_memory_comes_back_when_pages_go(pool: WorkerPool, tmp_path: Path)
     await runner.close()
 
 
+@module
 async def test_a_worker_with_requests_under_way_keeps_nothing(
     pool: WorkerPool, checkpoint: Checkpoint, store: KvStore
 ) -> None:
