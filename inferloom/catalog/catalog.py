@@ -134,6 +134,10 @@ class Catalog:
         """All models, in the configuration's order."""
         return list(self._entries.values())
 
+    def residences(self) -> list[Residence]:
+        """What is in memory or may come to be, in the order in which it was made; a successor stands beside the old."""
+        return list(self._residences)
+
     @property
     def default(self) -> Entry:
         return self.resolve(None)
@@ -181,32 +185,39 @@ class Catalog:
             self._loads.add(task)
             task.add_done_callback(self._loads.discard)
 
-    async def load(self, name: str) -> ModelStatus:
-        """Load now, without regard to an earlier failure; a loaded model is left as it is."""
+    async def load(self, name: str, *, keep_alive: float | None = None) -> ModelStatus:
+        """Load now, without regard to an earlier failure; a loaded model is left as it is. `keep_alive`: seconds that it
+        may stay idle from now on; with 0 it stays for one request."""
         entry = self.resolve(name)
         if self._closing:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
         await entry.residence.load(entry)
+        if keep_alive is not None:
+            entry.residence.keep_for(entry.id, keep_alive)
         return entry.status()
 
-    async def reload(self, name: str) -> ModelStatus:
+    async def reload(self, name: str, *, keep_alive: float | None = None) -> ModelStatus:
         """Load what is unloaded or failed. A loaded model is replaced if its files have changed, else left as it is."""
         entry = self.resolve(name)
         if entry.state is not State.READY:
-            return await self.load(name)
+            return await self.load(name, keep_alive=keep_alive)
         async with self._change_of(entry.residence):
             old = entry.residence
             if old.state is State.READY and await old.files_changed():
                 successor = self._new_residence(entry.config)
                 successor.inherit(old)
                 await self._replace(old, successor, old.entries)
+        if keep_alive is not None:
+            entry.residence.keep_for(entry.id, keep_alive)
         return entry.status()
 
-    async def unload(self, name: str, *, force: bool = False) -> ModelStatus:
-        """Let go of the model's memory; returns when the process is gone. Requests in progress have the
-        configuration's drain time, with `force` none."""
+    async def unload(self, name: str, *, force: bool = False, drain_secs: float | None = None) -> ModelStatus:
+        """Let go of the model's memory; returns when the process is gone. Requests in progress have `drain_secs` (None: as
+        configured), with `force` none."""
         entry = self.resolve(name)
-        await entry.residence.unload(force=force, drain_secs=self._config.server.drain_timeout_secs)
+        if drain_secs is None:
+            drain_secs = self._config.server.drain_timeout_secs
+        await entry.residence.unload(force=force, drain_secs=drain_secs)
         return entry.status()
 
     # --- changing models --------------------------------------------------------------------------------------------

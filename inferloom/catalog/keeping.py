@@ -36,6 +36,10 @@ class Keeping:
         request."""
         self._until.setdefault(name, self._clock() + (keep or FOREVER))
 
+    def kept(self, name: str, *, keep: float) -> None:
+        """Somebody asked for it to stay that long from now, who then may want it: 0 means for one request."""
+        self._until[name] = self._clock() + (keep or FOREVER)
+
     def forget(self) -> None:
         """It was unloaded."""
         self.stop()

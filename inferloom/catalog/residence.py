@@ -202,6 +202,11 @@ class Residence:
                 force=False, drain_secs=None, cause="expired", reason="it was idle for its keep_alive"
             )
 
+    def keep_for(self, name: str, keep: float) -> None:
+        """From now on it may stay idle for `keep` seconds as far as that name is concerned."""
+        self.keeping.kept(name, keep=keep)
+        self.keep_again()
+
     def keep_again(self) -> None:
         """Something else decides now how long it stays: a pin was taken off."""
         if self.state is State.READY and not self.leases:
@@ -393,6 +398,7 @@ class Residence:
                 self._go(State.UNLOADING, cause=cause)
                 runner, self.runner = self.runner, None
                 if runner is not None:
+                    await runner.spill()
                     await runner.close()
                 self._around.arbiter.release(self)
                 self._go(State.UNLOADED, cause=cause)

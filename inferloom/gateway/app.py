@@ -37,6 +37,9 @@ HANDLERS: list[tuple[str, str, Handler]] = [
     ("POST", "/v1/models/unload", lifecycle.unload),
     ("POST", "/v1/models/reload", lifecycle.reload),
     ("POST", "/v1/models/status", lifecycle.status),
+    ("POST", "/v1/models/pin", lifecycle.pin),
+    ("POST", "/v1/models/plan", lifecycle.plan),
+    ("PUT", "/v1/models/default", lifecycle.set_default),
     ("POST", "/v1/models/re_isq", lifecycle.re_isq),
     ("POST", "/re_isq", lifecycle.re_isq),
     ("GET", "/v1/models/{model_id:path}", models.show_model),
@@ -70,7 +73,7 @@ def build_app(
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.server.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "x-inferloom-ignored", "retry-after"],
             ),

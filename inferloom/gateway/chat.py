@@ -13,6 +13,7 @@ from inferloom.gateway.service import Service
 from inferloom.gateway.wire import chat as wire
 from inferloom.gateway.wire.chat import ChatRequest, StreamOptions
 from inferloom.gateway.wire.decoding import BodyDecoder, header_value
+from inferloom.gateway.wire.keeping import keep_alive
 from inferloom.gateway.wire.sampling import sampling, stops
 from inferloom.types import ExecuteBatch
 
@@ -26,6 +27,7 @@ async def chat(service: Service, call: Call) -> None:
     request, ignored = _requests.decode(await call.body())
     entry, named = service.resolve(call, request.model)
     wire.refuse_unsupported(request)
+    keep = keep_alive(request.keep_alive)
     streaming = bool(request.stream)
     include_usage = usage_wanted(request.stream_options, streaming=streaming)
     if request.top_logprobs is not None and not request.logprobs:
@@ -40,7 +42,8 @@ async def chat(service: Service, call: Call) -> None:
         return [batch]
 
     exchange = Exchange(call, streaming=streaming, headers=answer_headers(ignored, streaming=streaming))
-    await Generation(service, exchange, entry=entry, form=form, batches=batches).run()
+    generation = Generation(service, exchange, entry=entry, form=form, batches=batches, keep_alive=keep)
+    await generation.run()
 
 
 def _batch(request: ChatRequest, entry: Entry, call: Call, form: ChatForm) -> ExecuteBatch:

@@ -11,6 +11,7 @@ from inferloom.gateway.service import Service
 from inferloom.gateway.wire import completions as wire
 from inferloom.gateway.wire.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from inferloom.gateway.wire.decoding import BodyDecoder
+from inferloom.gateway.wire.keeping import keep_alive
 from inferloom.gateway.wire.sampling import sampling, stops
 from inferloom.types import ExecuteBatch
 
@@ -21,6 +22,7 @@ async def complete(service: Service, call: Call) -> None:
     request, ignored = _requests.decode(await call.body())
     entry, named = service.resolve(call, request.model)
     wire.refuse_unsupported(request)
+    keep = keep_alive(request.keep_alive)
     streaming = bool(request.stream)
     include_usage = usage_wanted(request.stream_options, streaming=streaming)
     prompts = wire.prompts(request)
@@ -54,4 +56,5 @@ async def complete(service: Service, call: Call) -> None:
         ]
 
     exchange = Exchange(call, streaming=streaming, headers=answer_headers(ignored, streaming=streaming))
-    await Generation(service, exchange, entry=entry, form=form, batches=batches).run()
+    generation = Generation(service, exchange, entry=entry, form=form, batches=batches, keep_alive=keep)
+    await generation.run()

@@ -15,6 +15,7 @@ from inferloom.gateway.service import Service
 from inferloom.gateway.wire import embeddings as wire
 from inferloom.gateway.wire.decoding import BodyDecoder
 from inferloom.gateway.wire.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
+from inferloom.gateway.wire.keeping import keep_alive
 from inferloom.types import EmbedBatch, EmbedResult, Usage
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _requests = BodyDecoder(EmbeddingRequest)
 async def embed(service: Service, call: Call) -> None:
     request, ignored = _requests.decode(await call.body())
     entry, named = service.resolve(call, request.model)
+    keep = keep_alive(request.keep_alive)
     batch = EmbedBatch(
         request_id=new_id("embd-"),
         model=entry.id,
@@ -36,7 +38,7 @@ async def embed(service: Service, call: Call) -> None:
     exchange = Exchange(call, streaming=False, headers=answer_headers(ignored, streaming=False))
     service.exchanges.add(exchange)
     try:
-        result = await _result(service, exchange, entry=entry, batch=batch)
+        result = await _result(service, exchange, entry=entry, batch=batch, keep=keep)
     except (InferloomError, asyncio.CancelledError) as error:
         reason = exchange.reason(error)
         if isinstance(reason, ClientLeft):
@@ -61,11 +63,13 @@ async def embed(service: Service, call: Call) -> None:
     await call.json(answer, headers=exchange.headers)
 
 
-async def _result(service: Service, exchange: Exchange, *, entry: Entry, batch: EmbedBatch) -> EmbedResult:
+async def _result(
+    service: Service, exchange: Exchange, *, entry: Entry, batch: EmbedBatch, keep: float | None
+) -> EmbedResult:
     await service.admit(exchange.call, entry)
     try:
         service.refuse_other_kind(entry, "embed")
-        async with service.lease(entry) as runner:
+        async with service.lease(entry, keep_alive=keep) as runner:
             service.leased(exchange.call)
             service.refuse_other_kind(entry, "embed", runner=runner)
             seconds = entry.config.scheduler.request_timeout_secs

@@ -38,7 +38,10 @@ class Generation:
         entry: Entry,
         form: Form,
         batches: Callable[[float | None], list[ExecuteBatch]],
+        keep_alive: float | None = None,
     ) -> None:
+        """`keep_alive`: seconds that the request lets the model stay idle after it."""
+        self._keep_alive = keep_alive
         self._service = service
         self._exchange = exchange
         self._entry = entry
@@ -68,7 +71,7 @@ class Generation:
         try:
             service.refuse_other_kind(self._entry, "generate")
             exchange.waits_for(lambda: service.load_progress(self._entry))
-            async with service.lease(self._entry) as runner:
+            async with service.lease(self._entry, keep_alive=self._keep_alive) as runner:
                 exchange.waits_no_more()
                 service.leased(exchange.call)
                 service.refuse_other_kind(self._entry, "generate", runner=runner)

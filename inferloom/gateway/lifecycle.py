@@ -1,11 +1,13 @@
-"""`POST /v1/models/{load,unload,reload,status,re_isq}`: declared names only; a source never comes from a request."""
+"""`POST /v1/models/{load,unload,reload,status,pin,plan,re_isq}`, `PUT /v1/models/default`: declared names only; a source
+never comes from these requests."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
 from inferloom.config.quantization import IN_SITU, scheme
@@ -14,35 +16,149 @@ from inferloom.gateway.call import Call, encode
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.decoding import BodyDecoder, header_value
 from inferloom.gateway.wire.errors import error_body
-from inferloom.gateway.wire.models import LifecycleAnswer, LifecycleRequest, RequantiseRequest
+from inferloom.gateway.wire.keeping import keep_alive
+from inferloom.gateway.wire.models import (
+    DefaultAnswer,
+    DefaultRequest,
+    EvictedModel,
+    LifecycleAnswer,
+    LifecycleRequest,
+    LoadRequest,
+    PinRequest,
+    PlanAnswer,
+    PlannedBytes,
+    RequantiseRequest,
+    UnloadRequest,
+)
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
 
 _requests = BodyDecoder(LifecycleRequest)
+_loads = BodyDecoder(LoadRequest)
+_unloads = BodyDecoder(UnloadRequest)
+_pins = BodyDecoder(PinRequest)
+_defaults = BodyDecoder(DefaultRequest)
 _requantisations = BodyDecoder(RequantiseRequest)
+
+IN_MEMORY = ("ready", "draining", "unloading")
 
 
 async def load(service: Service, call: Call) -> None:
-    await _change(service, call, "load")
+    request, ignored = _loads.decode(await call.body())
+
+    async def act(entry: Entry) -> LifecycleAnswer:
+        keep = keep_alive(request.keep_alive)
+        await _in_time(service, request.timeout_secs, service.catalog.load(entry.id, keep_alive=keep))
+        return told(service, request.model_id)
+
+    await _answer(service, call, request.model_id, ignored, act)
 
 
 async def reload(service: Service, call: Call) -> None:
-    await _change(service, call, "reload")
+    request, ignored = _loads.decode(await call.body())
+
+    async def act(entry: Entry) -> LifecycleAnswer:
+        keep = keep_alive(request.keep_alive)
+        await _in_time(service, request.timeout_secs, service.catalog.reload(entry.id, keep_alive=keep))
+        return told(service, request.model_id)
+
+    await _answer(service, call, request.model_id, ignored, act)
 
 
 async def unload(service: Service, call: Call) -> None:
-    await _change(service, call, "unload")
+    """Answers when the process is gone, with the bytes it took."""
+    request, ignored = _unloads.decode(await call.body())
+
+    async def act(entry: Entry) -> LifecycleAnswer:
+        before = service.catalog.status(entry.id)
+        await service.catalog.unload(entry.id, force=bool(request.force), drain_secs=request.timeout_secs)
+        answer = told(service, request.model_id)
+        if str(before.state) in IN_MEMORY:
+            freed = service.catalog.status(entry.id).freed_bytes
+            answer.freed_bytes = UNSET if freed is None else freed
+        else:
+            answer.freed_bytes = 0
+        return answer
+
+    await _answer(service, call, request.model_id, ignored, act)
 
 
 async def status(service: Service, call: Call) -> None:
-    await _change(service, call, "status")
+    request, ignored = _requests.decode(await call.body())
+
+    async def act(entry: Entry) -> LifecycleAnswer:
+        return told(service, request.model_id)
+
+    await _answer(service, call, request.model_id, ignored, act)
+
+
+async def pin(service: Service, call: Call) -> None:
+    """Keep a model in memory once it is there, or let it go again. It is not loaded for that."""
+    request, ignored = _pins.decode(await call.body())
+
+    async def act(entry: Entry) -> LifecycleAnswer:
+        service.catalog.pin(entry.id, request.pin)
+        answer = told(service, request.model_id)
+        answer.pinned = request.pin
+        return answer
+
+    await _answer(service, call, request.model_id, ignored, act)
+
+
+async def plan(service: Service, call: Call) -> None:
+    """What a load would do. Nothing is changed."""
+    request, ignored = _requests.decode(await call.body())
+
+    async def act(entry: Entry) -> PlanAnswer:
+        planned = await service.catalog.plan(entry.id)
+        needs = planned.needs
+        return PlanAnswer(
+            model_id=request.model_id,
+            loaded=planned.loaded,
+            fits=planned.fits,
+            device=planned.device,
+            evicts=_evicted(service, planned.evicts),
+            bytes=None
+            if needs is None
+            else PlannedBytes(weights=needs.weights, kv=needs.kv, workspace=needs.workspace),
+            free_bytes=planned.free,
+            waits=planned.waits,
+            expected_secs=None if planned.seconds is None else round(planned.seconds, 3),
+            reason=planned.reason,
+        )
+
+    await _answer(service, call, request.model_id, ignored, act)
+
+
+def _evicted(service: Service, names: tuple[str, ...]) -> list[EvictedModel]:
+    """Names of one worker go together; its bytes are told once, with the first of them."""
+    counted: set[str] = set()
+    found = []
+    for name in names:
+        status = service.catalog.status(name)
+        held = 0 if status.bytes is None or name in counted else status.bytes.estimate
+        counted.update(status.shares)
+        found.append(EvictedModel(model_id=name, bytes=held))
+    return found
+
+
+async def set_default(service: Service, call: Call) -> None:
+    """The model of requests that name none; loaded or not, and it is not loaded for that."""
+    request, ignored = _defaults.decode(await call.body())
+
+    async def act(entry: Entry) -> DefaultAnswer:
+        chosen = service.catalog.set_default(entry.id)
+        return DefaultAnswer(
+            model_id=request.model_id, default=chosen.id, status=service.catalog.status(chosen.id).word
+        )
+
+    await _answer(service, call, request.model_id, ignored, act)
 
 
 async def re_isq(service: Service, call: Call) -> None:
     """Serve a declared model's weights in another quantisation. Answers when requests get the new one."""
     request, ignored = _requantisations.decode(await call.body())
-    headers = [(b"x-inferloom-ignored", header_value(ignored))] if ignored else []
     named = [name for name in (request.quantization, request.ggml_type, request.isq_type) if name is not None]
     if len(named) != 1:
         raise InvalidRequest(
@@ -59,58 +175,60 @@ async def re_isq(service: Service, call: Call) -> None:
         )
     entry, _ = service.resolve(call, request.model_id)
     await service.catalog.requantise(entry.id, wanted)
-    answer = _answer(service, entry.id)
+    answer = told(service, entry.id)
     answer.quantization = wanted
-    await call.json(answer, headers=headers)
+    await call.json(answer, headers=ignored_header(ignored))
 
 
-async def _change(service: Service, call: Call, verb: str) -> None:
-    """Do what the verb says to the model of the body, and answer with what became of it."""
-    request, ignored = _requests.decode(await call.body())
-    headers = [(b"x-inferloom-ignored", header_value(ignored))] if ignored else []
-    asked = request.model_id
+async def _answer(
+    service: Service,
+    call: Call,
+    asked: str,
+    ignored: list[str],
+    act: Callable[[Entry], Awaitable[msgspec.Struct]],
+) -> None:
+    """Have `act` do something to the model of that name, and answer with what it returns or with what went wrong."""
     try:
         entry, _ = service.resolve(call, asked)
-        await _act(service, entry, verb, force=bool(request.force))
+        answer = await act(entry)
     except ModelNotFound as error:
         error.param = "model_id"
-        answer = LifecycleAnswer(model_id=asked, status="not_found", error=error_body(error))
-        await call.error(error, body=encode(answer))
+        missing = LifecycleAnswer(model_id=asked, status="not_found", error=error_body(error))
+        await call.error(error, body=encode(missing))
         return
     except InferloomError as error:
-        answer = _answer(service, asked)
-        answer.error = error_body(error)
-        if answer.status not in ("no_loader_config", "unloaded", "reloading"):
-            answer.status = "internal_error"
-        await call.error(error, body=encode(answer))
+        await call.error(error, body=encode(failed(service, asked, error)))
         return
-    await call.json(_answer(service, asked), headers=headers)
+    await call.json(answer, headers=ignored_header(ignored))
 
 
-async def _act(service: Service, entry: Entry, verb: str, *, force: bool) -> None:
-    catalog = service.catalog
-    if verb == "load":
-        await _in_time(service, catalog.load(entry.id))
-    elif verb == "reload":
-        await _in_time(service, catalog.reload(entry.id))
-    elif verb == "unload":
-        await catalog.unload(entry.id, force=force)
-
-
-async def _in_time(service: Service, loading: Awaitable[object]) -> None:
-    seconds = service.config.server.load_timeout_secs
+async def _in_time(service: Service, own: float | None, loading: Awaitable[object]) -> None:
+    seconds = service.config.server.load_timeout_secs if own is None else own
     try:
         async with asyncio.timeout(seconds or None):
             await loading
     except TimeoutError:
-        raise RequestTimeout(f"The model did not load within {seconds:g} s (load_timeout_secs).") from None
+        limit = "load_timeout_secs" if own is None else "timeout_secs"
+        raise RequestTimeout(f"The model did not load within {seconds:g} s ({limit}).") from None
 
 
-def _answer(service: Service, asked: str) -> LifecycleAnswer:
+def ignored_header(ignored: list[str]) -> list[tuple[bytes, bytes]]:
+    return [(b"x-inferloom-ignored", header_value(ignored))] if ignored else []
+
+
+def told(service: Service, asked: str) -> LifecycleAnswer:
+    """How the model is now."""
     now = service.catalog.status(asked)
     answer = LifecycleAnswer(model_id=asked, status=now.word, state=str(now.state))
     if now.stage is not None:
         answer.stage, answer.fraction = now.stage, now.fraction
-    else:
-        answer.stage = answer.fraction = UNSET
+    return answer
+
+
+def failed(service: Service, asked: str, error: InferloomError) -> LifecycleAnswer:
+    """How the model is, and why what was asked of it was not done: a request that was wrong says nothing of the model."""
+    answer = told(service, asked)
+    answer.error = error_body(error)
+    if error.status >= 500 and answer.status not in ("no_loader_config", "unloaded", "reloading"):
+        answer.status = "internal_error"
     return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from msgspec import UNSET
 from inferloom.errors import ModelNotFound
 from inferloom.gateway.call import Call
 from inferloom.gateway.service import Service
-from inferloom.gateway.wire.models import ModelDetails, ModelList, ModelObject
+from inferloom.gateway.wire.models import LastLoad, MemoryBytes, ModelDetails, ModelList, ModelObject
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
+    from inferloom.catalog.lifecycle import ModelBytes, ModelStatus
 
 DEFAULT = "default"
 
@@ -54,6 +56,8 @@ async def show_model(service: Service, call: Call) -> None:
     status = service.catalog.status(entry.id)
     card = status.card
     now = time.monotonic()
+    unix = time.time() - now
+    held = status.bytes
     await call.json(
         ModelDetails(
             id=asked,
@@ -64,10 +68,25 @@ async def show_model(service: Service, call: Call) -> None:
             default=entry is service.catalog.default,
             status=status.word,
             state=str(status.state),
+            since=round(status.since + unix, 3),
             stage=status.stage,
             fraction=status.fraction,
+            detail=status.detail,
             reason=status.reason,
             retry_after=None if status.retry_at is None else max(0.0, round(status.retry_at - now, 3)),
+            bytes=None if held is None else _memory(held),
+            leases=status.leases,
+            waiting=status.waiting,
+            expires_at=None if status.expires_at is None else round(status.expires_at + unix, 3),
+            keep_alive=-1 if math.isinf(status.keep_alive) else status.keep_alive,
+            pinned=status.pinned,
+            priority=status.priority,
+            group=status.group,
+            shares=list(status.shares),
+            replacing=status.replacing,
+            last_load=_last_load(status),
+            loads=status.loads,
+            evictions=status.evictions,
             driver=config.driver.type,
             system_prompt=config.system_prompt,
             parameters=card.parameters if card else None,
@@ -90,3 +109,21 @@ async def show_model(service: Service, call: Call) -> None:
 
 def _root(entry: Entry) -> str:
     return entry.config.weights or entry.id
+
+
+def _memory(held: ModelBytes) -> MemoryBytes:
+    return MemoryBytes(
+        weights=held.weights,
+        kv=held.kv,
+        workspace=held.workspace,
+        estimate=held.estimate,
+        measured=held.measured,
+        error=None if held.error is None else round(held.error, 4),
+    )
+
+
+def _last_load(status: ModelStatus) -> LastLoad | None:
+    if status.load_seconds is None:
+        return None
+    stages = {stage: round(seconds, 4) for stage, seconds in status.stages.items()}
+    return LastLoad(seconds=round(status.load_seconds, 4), stages=stages)

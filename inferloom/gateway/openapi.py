@@ -16,17 +16,23 @@ from inferloom.gateway.wire.completions import OF_CHATS, CompletionRequest
 from inferloom.gateway.wire.embeddings import EmbeddingRequest, EmbeddingResponse
 from inferloom.gateway.wire.errors import ErrorEnvelope
 from inferloom.gateway.wire.models import (
+    DefaultAnswer,
+    DefaultRequest,
     DetokenizeAnswer,
     DetokenizeRequest,
     Health,
     LifecycleAnswer,
     LifecycleRequest,
+    LoadRequest,
     ModelDetails,
     ModelList,
+    PinRequest,
+    PlanAnswer,
     Readiness,
     RequantiseRequest,
     TokenizeAnswer,
     TokenizeRequest,
+    UnloadRequest,
 )
 from inferloom.gateway.wire.sampling import REFUSED
 
@@ -45,16 +51,31 @@ OPERATIONS: list[Operation] = [
     ("/v1/embeddings", "post", "Embed texts", EmbeddingRequest, EmbeddingResponse),
     ("/v1/models", "get", "List the models, `default` first", None, ModelList),
     ("/v1/models/{model_id}", "get", "Show one model", None, ModelDetails),
-    ("/v1/models/load", "post", "Load a model and wait for it", LifecycleRequest, LifecycleAnswer),
+    ("/v1/models/load", "post", "Load a model and wait for it", LoadRequest, LifecycleAnswer),
     (
         "/v1/models/unload",
         "post",
         "Unload a model; `force` ends its streams",
-        LifecycleRequest,
+        UnloadRequest,
         LifecycleAnswer,
     ),
-    ("/v1/models/reload", "post", "Load a model again and wait for it", LifecycleRequest, LifecycleAnswer),
+    ("/v1/models/reload", "post", "Load a model again and wait for it", LoadRequest, LifecycleAnswer),
     ("/v1/models/status", "post", "Tell a model's state", LifecycleRequest, LifecycleAnswer),
+    ("/v1/models/pin", "post", "Keep a model in memory, or let it go", PinRequest, LifecycleAnswer),
+    (
+        "/v1/models/plan",
+        "post",
+        "Tell what a load would do; nothing is changed",
+        LifecycleRequest,
+        PlanAnswer,
+    ),
+    (
+        "/v1/models/default",
+        "put",
+        "Choose the model of requests that name none",
+        DefaultRequest,
+        DefaultAnswer,
+    ),
     (
         "/v1/models/re_isq",
         "post",

@@ -74,10 +74,14 @@ class Service:
         call.leased = time.perf_counter()
         self.metrics.waited(call.model, call.leased - call.queued)
 
-    def lease(self, entry: Entry) -> AbstractAsyncContextManager[ModelRunner]:
-        """A lease that waits for the model as long as loading may take."""
+    def lease(
+        self, entry: Entry, *, keep_alive: float | None = None
+    ) -> AbstractAsyncContextManager[ModelRunner]:
+        """A lease that waits for the model as long as loading may take. `keep_alive`: seconds that the request lets the
+        model stay idle after it."""
         patience = self.config.server.load_timeout_secs
-        return self.catalog.lease(entry.id, deadline=time.monotonic() + patience if patience > 0 else None)
+        deadline = time.monotonic() + patience if patience > 0 else None
+        return self.catalog.lease(entry.id, deadline=deadline, keep_alive=keep_alive)
 
     def load_progress(self, entry: Entry) -> str:
         """How far the load is that a request waits for, in a few words."""

@@ -6,6 +6,7 @@ from inferloom.gateway.call import Call
 from inferloom.gateway.chat import answer_headers
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.decoding import BodyDecoder
+from inferloom.gateway.wire.keeping import keep_alive
 from inferloom.gateway.wire.models import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 
 _tokenize = BodyDecoder(TokenizeRequest)
@@ -15,8 +16,9 @@ _detokenize = BodyDecoder(DetokenizeRequest)
 async def tokenize(service: Service, call: Call) -> None:
     request, ignored = _tokenize.decode(await call.body())
     entry, _ = service.resolve(call, request.model)
+    keep = keep_alive(request.keep_alive)
     special = request.add_special_tokens is not False
-    async with service.lease(entry) as runner:
+    async with service.lease(entry, keep_alive=keep) as runner:
         tokens = await runner.tokenize(request.text, add_special_tokens=special)
     await call.json(TokenizeAnswer(tokens), headers=answer_headers(ignored, streaming=False))
 
@@ -24,7 +26,8 @@ async def tokenize(service: Service, call: Call) -> None:
 async def detokenize(service: Service, call: Call) -> None:
     request, ignored = _detokenize.decode(await call.body())
     entry, _ = service.resolve(call, request.model)
+    keep = keep_alive(request.keep_alive)
     skip = request.skip_special_tokens is not False
-    async with service.lease(entry) as runner:
+    async with service.lease(entry, keep_alive=keep) as runner:
         text = await runner.detokenize(request.tokens, skip_special_tokens=skip)
     await call.json(DetokenizeAnswer(text), headers=answer_headers(ignored, streaming=False))

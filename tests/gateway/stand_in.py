@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from inferloom.catalog.lifecycle import ModelBytes
+from inferloom.catalog.planning import Plan
 from inferloom.config.schema import Config, DriverConfig, ModelConfig
 from inferloom.errors import InferloomError, ModelNotFound, SourceNotFound
 from inferloom.runners.base import ModelRunner, RunHandle, SessionRebuildCause
@@ -108,6 +110,20 @@ class StandInStatus:
     retry_at: float | None = None
     card: ModelCard | None = None
     pid: int | None = None
+    leases: int = 0
+    waiting: int = 0
+    expires_at: float | None = None
+    keep_alive: float = math.inf
+    pinned: bool = False
+    priority: int = 0
+    group: str | None = None
+    shares: tuple[str, ...] = ()
+    replacing: bool = False
+    load_seconds: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    loads: int = 0
+    evictions: int = 0
+    freed_bytes: int | None = None
 
 
 @dataclass
@@ -133,6 +149,8 @@ class StandInCatalog:
         self.leases = 0
         self.deadlines: list[float | None] = []
         self.forced: list[bool] = []
+        self.drained: list[float | None] = []
+        self.kept: list[float | None] = []
 
     def entries(self) -> list[StandInEntry]:
         return list(self._entries)
@@ -153,9 +171,12 @@ class StandInCatalog:
         return self.resolve(name).status
 
     @asynccontextmanager
-    async def lease(self, name: str, *, deadline: float | None = None) -> AsyncIterator[ModelRunner]:
+    async def lease(
+        self, name: str, *, deadline: float | None = None, keep_alive: float | None = None
+    ) -> AsyncIterator[ModelRunner]:
         entry = self.resolve(name)
         self.deadlines.append(deadline)
+        self.kept.append(keep_alive)
         await self._ensure(entry)
         self.leases += 1
         try:
@@ -173,13 +194,25 @@ class StandInCatalog:
             raise entry.load_error
         entry.status.word, entry.status.state = "loaded", "ready"
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, *, keep_alive: float | None = None) -> None:
+        self.kept.append(keep_alive)
         await self._ensure(self.resolve(name))
 
     reload = load
 
-    async def unload(self, name: str, *, force: bool = False) -> None:
+    def pin(self, name: str, pinned: bool) -> None:
+        self.resolve(name).status.pinned = pinned
+
+    def set_default(self, name: str) -> StandInEntry:
+        self._entries.sort(key=lambda entry: entry is not self.resolve(name))
+        return self.default
+
+    async def plan(self, name: str) -> Plan:
+        return Plan(model=name, loaded=True, fits=True, device="cpu", seconds=0.0)
+
+    async def unload(self, name: str, *, force: bool = False, drain_secs: float | None = None) -> None:
         self.forced.append(force)
+        self.drained.append(drain_secs)
         status = self.resolve(name).status
         status.word, status.state = "unloaded", "unloaded"
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from inferloom.gateway.wire.errors import ErrorBody
+from inferloom.gateway.wire.keeping import KeepAlive
 
 StatusWord = Literal["loaded", "unloaded", "reloading", "not_found", "no_loader_config", "internal_error"]
 
@@ -29,8 +30,26 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[ModelObject]
 
 
+class MemoryBytes(msgspec.Struct, kw_only=True):
+    """What the ledger holds for a model in memory (`estimate` is the sum), and the PSS of its process after the load."""
+
+    weights: int
+    kv: int
+    workspace: int
+    estimate: int
+    measured: int | None
+    error: float | None  # measured / estimate - 1
+
+
+class LastLoad(msgspec.Struct, kw_only=True):
+    """Seconds of the last load, and of its stages."""
+
+    seconds: float
+    stages: dict[str, float]
+
+
 class ModelDetails(msgspec.Struct, kw_only=True):
-    """`GET /v1/models/{id}`. What only a loaded model knows is null until it was loaded once."""
+    """`GET /v1/models/{id}`. What only a loaded model knows is null until it was loaded once. Times are Unix times."""
 
     id: str
     object: Literal["model"] = "model"
@@ -42,10 +61,25 @@ class ModelDetails(msgspec.Struct, kw_only=True):
     default: bool
     status: str
     state: str
+    since: float
     stage: str | None = None
     fraction: float | None = None
+    detail: str = ""
     reason: str | None = None
     retry_after: float | None = None
+    bytes: MemoryBytes | None = None  # of a model in memory
+    leases: int = 0  # requests that hold it
+    waiting: int = 0  # requests that wait for it
+    expires_at: float | None = None  # when it will be unloaded if nothing is asked of it
+    keep_alive: float = -1  # seconds; -1: for ever
+    pinned: bool = False
+    priority: int = 0
+    group: str | None = None
+    shares: list[str] = []  # other models that this one's worker answers for
+    replacing: bool = False  # its successor is being loaded
+    last_load: LastLoad | None = None
+    loads: int = 0
+    evictions: int = 0
     driver: str
     system_prompt: str | None = None
     parameters: int | None = None
@@ -66,7 +100,65 @@ class ModelDetails(msgspec.Struct, kw_only=True):
 
 class LifecycleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model_id: str
+
+
+class LoadRequest(LifecycleRequest, forbid_unknown_fields=True, kw_only=True):
+    """`timeout_secs`: how long to wait for the model, in place of `[server] load_timeout_secs`."""
+
+    keep_alive: KeepAlive | None = None
+    timeout_secs: Annotated[float, Meta(gt=0)] | None = None
+
+
+class UnloadRequest(LifecycleRequest, forbid_unknown_fields=True, kw_only=True):
+    """`timeout_secs`: what the requests in progress have to end, in place of `[server] drain_timeout_secs`; with `force`
+    they have none."""
+
     force: bool | None = None
+    timeout_secs: Annotated[float, Meta(ge=0)] | None = None
+
+
+class PinRequest(LifecycleRequest, forbid_unknown_fields=True, kw_only=True):
+    pin: bool = True
+
+
+class DefaultRequest(LifecycleRequest, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class DefaultAnswer(msgspec.Struct, kw_only=True):
+    """`default`: the id of what requests without a model now get."""
+
+    model_id: str
+    default: str
+    status: str
+
+
+class EvictedModel(msgspec.Struct, kw_only=True):
+    """`bytes` are told once where several names share one worker."""
+
+    model_id: str
+    bytes: int
+
+
+class PlannedBytes(msgspec.Struct, kw_only=True):
+    weights: int
+    kv: int
+    workspace: int
+
+
+class PlanAnswer(msgspec.Struct, kw_only=True):
+    """`POST /v1/models/plan`. `fits` and `bytes` are null while the model's files are not on the server's machine."""
+
+    model_id: str
+    loaded: bool
+    fits: bool | None
+    device: str
+    evicts: list[EvictedModel]
+    bytes: PlannedBytes | None
+    free_bytes: int
+    waits: bool
+    expected_secs: float | None
+    reason: str | None
 
 
 class RequantiseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -87,12 +179,15 @@ class LifecycleAnswer(msgspec.Struct, kw_only=True):
     stage: str | UnsetType | None = UNSET
     fraction: float | UnsetType | None = UNSET
     quantization: str | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    freed_bytes: int | UnsetType = UNSET  # by this unload, as measured before; 0: nothing was in memory
     error: ErrorBody | UnsetType = UNSET
 
 
 class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     text: str
     model: str | None = None
+    keep_alive: KeepAlive | None = None
     add_special_tokens: bool | None = None
 
 
@@ -103,6 +198,7 @@ class TokenizeAnswer(msgspec.Struct):
 class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     tokens: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]]
     model: str | None = None
+    keep_alive: KeepAlive | None = None
     skip_special_tokens: bool | None = None
 
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from inferloom.errors import InvalidRequest, Unsupported
+from inferloom.gateway.wire.keeping import KeepAlive
 from inferloom.types import Sampling
 
 MAX_TOKENS = 2**31 - 1
@@ -34,6 +35,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop: StopText | list[StopText | TokenId] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    keep_alive: KeepAlive | None = None
     # accepted; named in `x-inferloom-ignored` when given
     user: str | None = None
     metadata: dict[str, Any] | None = None
