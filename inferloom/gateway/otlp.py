@@ -41,8 +41,8 @@ FLUSH_SECS = 2.0  # at the end
 LAST_TRY_SECS = 0.2  # … where the collector was away
 POINTS = 5000  # of metrics in one message, which gRPC limits to 4 MiB
 
-# Asked by probes and scrapers many times a minute: traces of them say nothing.
-UNTRACED = frozenset({"/health", "/ready", "/metrics"})
+# Asked by probes and scrapers many times a minute, or for hours: traces of them say nothing.
+UNTRACED = frozenset({"/health", "/ready", "/metrics", "/v1/events"})
 # How OpenTelemetry's conventions call what an endpoint does.
 OPERATIONS = {
     "/v1/chat/completions": "chat",
