@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 
 import msgspec
@@ -84,7 +84,7 @@ class Catalog:
         self._closing = False
         self._loads: set[asyncio.Task[None]] = set()
         self._created = int(time.time())
-        self._changing: dict[Residence, asyncio.Lock] = {}
+        self._change_of: dict[Residence, asyncio.Lock] = {}
         self._residences: dict[Residence, None] = {}  # in the order in which they were made
         make = factory or _from_driver
         self.ledger = Ledger(budgets(config.runtime.memory_budget, ram=ram_bytes()))
@@ -201,8 +201,7 @@ class Catalog:
         entry = self.resolve(name)
         if entry.state is not State.READY:
             return await self.load(name, keep_alive=keep_alive)
-        async with self._change_of(entry.residence):
-            old = entry.residence
+        async with self._changing(entry) as old:
             if old.state is State.READY and await old.files_changed():
                 successor = self._new_residence(entry.config)
                 successor.inherit(old)
@@ -256,7 +255,7 @@ class Catalog:
         """Change keys of a model's configuration while it serves. What belongs to the name applies at once; for all else a
         loaded model is replaced, and is what it was where that fails: the reason is raised."""
         entry = self.resolve(name)
-        async with self._change_of(entry.residence):
+        async with self._changing(entry):
             before = entry.config
             changed = msgspec.structs.replace(before, **keys)
             if changed == before:
@@ -282,6 +281,7 @@ class Catalog:
         if not successor.entries:
             successor.inherit(old)
         in_use = old.state is State.READY or old.leaving or old.progress is not None
+        successor.in_change += 1
         try:
             if successor.state is not State.READY:
                 await successor.prepare()  # packed first, while the model goes on as it is
@@ -294,31 +294,43 @@ class Catalog:
             entry.config = before
             raise
         finally:
-            self._tidy()
+            successor.in_change -= 1
 
     async def _replace(self, old: Residence, successor: Residence, entries: Sequence[Entry]) -> None:
-        names = list(entries)
+        successor.in_change += 1
         try:
             await replace(
                 old,
                 successor,
-                names,
+                list(entries),
                 moved=self._note_replaced,
                 drain_secs=self._config.server.drain_timeout_secs,
             )
         finally:
-            self._tidy()
+            successor.in_change -= 1
 
-    def _change_of(self, residence: Residence) -> asyncio.Lock:
-        """One change at a time of what answers for a model."""
-        return self._changing.setdefault(residence, asyncio.Lock())
+    @asynccontextmanager
+    async def _changing(self, entry: Entry) -> AsyncIterator[Residence]:
+        """One change at a time of what answers for a model: that, with nothing else changing it."""
+        while True:
+            residence = entry.residence
+            async with self._change_of.setdefault(residence, asyncio.Lock()):
+                if entry.residence is not residence:
+                    continue  # somebody else's change has moved it
+                residence.in_change += 1
+                try:
+                    yield residence
+                finally:
+                    residence.in_change -= 1
+                    self._tidy()
+                return
 
     def _tidy(self) -> None:
-        """Forget residences that answer for nobody and hold nothing."""
+        """Forget residences that answer for nobody, hold nothing, and will not be gone back to."""
         for residence in list(self._residences):
             if not residence.entries and residence.at_rest:
                 del self._residences[residence]
-                self._changing.pop(residence, None)
+                self._change_of.pop(residence, None)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class Residence:
         self.reservation: Reservation | None = None  # the arbiter's business
         self.replaces: Residence | None = None  # that it is loaded beside, to take its place
         self.successor: Residence | None = None  # that is loaded beside it
+        self.in_change = 0  # changes in progress that it has a part in
         self.runner: ModelRunner | None = None  # of a loaded model; requests take a lease
         self.card: ModelCard | None = None
         self.report: LoadReport | None = None
@@ -114,7 +115,9 @@ class Residence:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing is loaded, comes or goes."""
+        """Nothing is loaded, comes or goes, and no change is being made with it."""
+        if self.in_change or self.reservation is not None:
+            return False
         return self.runner is None and self._flight is None and self._departure is None
 
     @property
