@@ -34,7 +34,7 @@ log = logging.getLogger("inferloom.runners")
 
 # Raise it when a model's keys and values come out differently.
 VERSION = 1
-SPILL_SECS = 30.0  # that a worker may take for its file
+SPILL_SECS = 10.0  # that a worker may take for its file
 
 
 class KeptPages:

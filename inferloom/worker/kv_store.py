@@ -26,6 +26,7 @@ log = logging.getLogger("inferloom.worker")
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SUFFIX = ".kv"
+_MARK = "cache"  # the file that names the cache whose prefixes a folder in memory keeps
 _LEAST = 1 << 20  # bytes of a file that is worth it
 
 
@@ -94,8 +95,12 @@ class KvStore:
         """`shelves`: the folders, in memory and on disk; by default one of the machine's shared memory, where it has any,
         and one of the cache."""
         fast, slow = shelves or (_fast_folder(), cache_dir() / "kv")
+        self._mark: Path | None = None
         if not shelves and not _SHARED_MEMORY.is_dir():
             memory = 0
+        elif not shelves:
+            _remove_orphans()
+            self._mark = fast / _MARK
         self._shelves = [Shelf(fast, memory), Shelf(slow, disk)]
         self._lock = threading.Lock()
 
@@ -135,6 +140,8 @@ class KvStore:
             size = min(wanted, shelf.limit)
             if size < min(wanted, _LEAST) or not size or not shelf.ready():
                 continue
+            if self._mark is not None and shelf is self._shelves[0]:
+                self._mark.write_bytes(os.fsencode(cache_dir()))
             free = _free_bytes(shelf.folder)
             evict = self._demote if shelf is self._shelves[0] else self._drop
             others = size - _size(shelf.path(key))  # the file that will be replaced
@@ -165,6 +172,14 @@ def _fast_folder() -> Path:
     """One for each user and cache."""
     place = hashlib.blake2b(os.fsencode(cache_dir()), digest_size=6).hexdigest()
     return _SHARED_MEMORY / f"inferloom-{os.getuid()}-{place}"
+
+
+def _remove_orphans() -> None:
+    """Memory that was kept for caches which are no more: nothing else would ever free it."""
+    for folder in _SHARED_MEMORY.glob(f"inferloom-{os.getuid()}-*"):
+        with contextlib.suppress(OSError):
+            if not Path(os.fsdecode((folder / _MARK).read_bytes())).is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_bytes(folder: Path) -> int:

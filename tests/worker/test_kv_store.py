@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from inferloom.worker import kv_store
 from inferloom.worker.kv_store import KvStore
 
 MIB = 1 << 20
@@ -95,3 +96,17 @@ def test_a_write_that_fails_keeps_what_was_there(shelves: tuple[Path, Path]) -> 
     with pytest.raises(RuntimeError), store.keep("a", wanted=2 * MIB):
         raise RuntimeError
     assert store.find("a") == path
+
+
+def test_memory_that_was_kept_for_a_cache_that_is_gone_is_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_store, "_SHARED_MEMORY", tmp_path / "shm")
+    (tmp_path / "shm").mkdir()
+    for name in ("gone", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("INFERLOOM_CACHE", str(tmp_path / name))
+        assert put(KvStore(memory=8 * MIB, disk=0), "a", 2 * MIB) is not None
+    (tmp_path / "gone").rmdir()
+    assert KvStore(memory=8 * MIB, disk=0).find("a") is not None
+    assert len(list((tmp_path / "shm").iterdir())) == 1
