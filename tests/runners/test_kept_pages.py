@@ -13,7 +13,8 @@ import torch
 from factories.checkpoints import make_checkpoint
 from worker_driving import becomes
 
-from inferloom.config.schema import DriverConfig, ModelConfig
+from inferloom.catalog.catalog import Catalog
+from inferloom.config.schema import Config, DriverConfig, ModelConfig, RuntimeConfig
 from inferloom.errors import ContextLengthExceeded
 from inferloom.formats import content
 from inferloom.formats.checkpoint import Checkpoint
@@ -223,3 +224,23 @@ async def test_a_worker_with_requests_under_way_keeps_nothing(
     handle.cancel()
     await runner.close()
     assert await runner.spill() == 0
+
+
+@module
+async def test_the_catalog_keeps_what_it_unloads(
+    pool: WorkerPool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = Config(
+        model=[model(checkpoint)], runtime=RuntimeConfig(kv_store_memory="0", kv_store_disk="64MiB")
+    )
+    catalog = Catalog(config, pool)
+    found = []
+    for _ in range(2):
+        async with catalog.lease("tiny") as runner:
+            assert isinstance(runner, LocalRunner)
+            found.append(await answer(runner))
+        await known(checkpoint)
+        await catalog.unload("tiny")
+    assert found == [(found[0][0], 0), (found[0][0], 192)]
+    assert len(list((tmp_path / "cache" / "kv").iterdir())) == 1
+    await catalog.close()

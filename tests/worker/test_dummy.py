@@ -12,8 +12,17 @@ from inferloom.errors import LoadFailed
 from inferloom.types import ModelCard
 from inferloom.worker.dummy import DummyHost
 from inferloom.worker.messages.job import WorkerJob
-from inferloom.worker.messages.replies import Embedded, Progress, Ready, Rejected, Stats, Step
-from inferloom.worker.messages.requests import Cancel, Embed, Generate, GetStats, SamplingSpec
+from inferloom.worker.messages.replies import (
+    Embedded,
+    Progress,
+    Ready,
+    Rejected,
+    Resized,
+    Spilled,
+    Stats,
+    Step,
+)
+from inferloom.worker.messages.requests import Cancel, Embed, Generate, GetStats, Resize, SamplingSpec, Spill
 
 
 def host(**options: object) -> DummyHost:
@@ -149,3 +158,10 @@ async def test_a_cancellation_that_comes_with_its_request_is_not_too_early(worke
             lambda: next((one for one in worker.said if isinstance(one, Stats) and one.id == 5), None)
         )
     ).running == 0
+
+
+async def test_pages_are_but_said_and_nothing_is_kept(worker: Driven) -> None:
+    worker.process.send(Resize(5, 40))
+    assert (await worker.hear(Resized)).pages == 40
+    worker.process.send(Spill(6, "/nowhere/at-all", "me", 1 << 20))
+    assert await worker.hear(Spilled) == Spilled(6, 0, 0)
