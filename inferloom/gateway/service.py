@@ -127,7 +127,10 @@ class Service:
     def starting(self) -> bool:
         """Whether a model that is loaded at the start has neither been loaded nor failed yet."""
         if self._starting:
-            self._starting = {id for id in self._starting if self.catalog.status(id).state in _UNBORN}
+            entries = {entry.id: entry for entry in self.catalog.entries()}  # some may have been removed
+            self._starting = {
+                id for id in self._starting if id in entries and self.catalog.status(id).state in _UNBORN
+            }
         return bool(self._starting)
 
     def _model_rows(self) -> list[ModelRow]:

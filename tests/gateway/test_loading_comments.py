@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import openai
 import pytest
 from gateway.sse import Stream
-from gateway.stand_in import until
+from gateway.stand_in import ScriptedRunner, StandInEntry, chat_card, model, until
 
 from inferloom.gateway.exchange import Limits
 
@@ -168,3 +168,8 @@ async def test_a_wait_that_lasts_too_long_ends_with_an_error_event(workers):
         seen = await stream.rest()
     error, done = [one.data for one in seen if one.comment is None]
     assert (error["error"]["code"], done) == ("timeout", "[DONE]")
+
+
+async def test_a_model_that_is_removed_while_a_stream_waits_harms_no_other(gateway):
+    gone = StandInEntry("gone", model("gone"), ScriptedRunner(chat_card()))
+    assert gateway.service.load_progress(gone) == "gone was removed"
