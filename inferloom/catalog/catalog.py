@@ -99,6 +99,7 @@ class Catalog:
             make_runner=lambda model, on_death: make(model, self._config, pool, on_death),
             changed=self._note,
             progressed=self._note_progress,
+            rested=lambda residence: None if residence.entries else self._tidy(),
             clock=time.monotonic,
         )
         self._entries: dict[str, Entry] = {}

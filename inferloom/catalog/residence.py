@@ -42,6 +42,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     make_runner: MakeRunner
     changed: Callable[[Residence, Transition], None]
     progressed: Callable[[Residence, LoadProgress], None]
+    rested: Callable[[Residence], None]  # its load or unload has ended
     clock: Callable[[], float]
 
 
@@ -252,6 +253,7 @@ class Residence:
 
     def _land(self) -> None:
         self._flight = self.progress = None
+        self._around.rested(self)
 
     async def _load(self) -> None:
         """The one load: at most two tries, the second at once where the cause may have passed."""
@@ -408,6 +410,7 @@ class Residence:
             self._forget()
         finally:
             self._departure = None
+            self._around.rested(self)
 
     def _forget(self) -> None:
         self.tries.forget()
