@@ -10,7 +10,7 @@ import msgspec
 
 from inferloom.catalog.events import Events
 from inferloom.config.schema import Config
-from inferloom.errors import InvalidRequest
+from inferloom.errors import InvalidRequest, ModelNotFound
 from inferloom.gateway.admission import Admission
 from inferloom.gateway.call import Call
 from inferloom.gateway.exchange import Exchanges, Limits
@@ -67,7 +67,13 @@ class Service:
         await self.admission.enter()
         call.admitted = time.perf_counter()
         if self.telemetry is not None:
-            call.loading = self.catalog.status(entry.id).state != "ready"
+            call.loading = self._is_loading(entry)
+
+    def _is_loading(self, entry: Entry) -> bool:
+        try:
+            return self.catalog.status(entry.id).state != "ready"
+        except ModelNotFound:  # removed while the request was in line
+            return False
 
     def leased(self, call: Call) -> None:
         """The request has its model."""
@@ -85,7 +91,10 @@ class Service:
 
     def load_progress(self, entry: Entry) -> str:
         """How far the load is that a request waits for, in a few words."""
-        status = self.catalog.status(entry.id)
+        try:
+            status = self.catalog.status(entry.id)
+        except ModelNotFound:
+            return f"{entry.id} was removed"
         if status.stage is None:
             return f"waiting for {entry.id}: {status.state}"
         stage = status.stage

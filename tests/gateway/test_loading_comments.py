@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import asynccontextmanager
 
 import openai
@@ -57,9 +58,11 @@ async def test_they_are_not_more_frequent_than_their_limit(workers):
     gateway = await workers(
         a={"load_secs": 1.0}, limits=Limits(sweep=0.01, loading_after=0.1, loading_every=0.4)
     )
+    begun = time.monotonic()
     async with asking(gateway) as stream:
         seen = await stream.rest()
-    assert 1 <= sum(one.comment is not None for one in seen) <= 3
+    most = (time.monotonic() - begun) / 0.4 + 1
+    assert 1 <= sum(one.comment is not None for one in seen) <= most
 
 
 async def test_the_official_client_reads_past_the_comments(workers):
@@ -88,7 +91,7 @@ async def test_the_official_client_raises_what_ends_the_stream(workers):
 
 
 async def test_a_load_that_fails_soon_has_the_status_of_its_error(workers):
-    gateway = await workers(a={"fail_load": "the disk is on fire"})
+    gateway = await workers(a={"fail_load": "the disk is on fire"}, limits=Limits(loading_after=30.0))
     response = await chat(gateway)
     assert response.status_code == 503
     assert response.headers["content-type"] == "application/json"
@@ -157,7 +160,7 @@ async def test_a_stream_that_waits_for_room_is_told_so(workers):
 async def test_a_client_that_leaves_while_it_is_told_stops_the_load(workers):
     gateway = await workers(a={"load_secs": 60}, limits=QUICK)
     async with asking(gateway) as stream:
-        assert (await stream.next()).comment.startswith("loading a: ")
+        assert (await stream.next()).comment is not None
     await until(lambda: gateway.catalog.status("a").state == "unloaded")
     await until(lambda: len(gateway.service.exchanges) == 0 and gateway.service.admission.running == 0)
 
