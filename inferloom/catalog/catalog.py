@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import TracebackType
 
 import msgspec
 
 from inferloom.catalog.arbiter import Arbiter, NoRoom
 from inferloom.catalog.entry import Entry, residence_key, shared_part
+from inferloom.catalog.lease import Lease
 from inferloom.catalog.ledger import Ledger
 from inferloom.catalog.lifecycle import ModelStatus, State, Transition
 from inferloom.catalog.names import Names
@@ -21,7 +21,7 @@ from inferloom.catalog.replacement import replace
 from inferloom.catalog.residence import Residence, Surroundings
 from inferloom.config.quantities import budgets
 from inferloom.config.schema import Config, ModelConfig
-from inferloom.errors import InferloomError, InvalidRequest, ModelUnavailable
+from inferloom.errors import Conflict, InferloomError, InvalidRequest, ModelNotFound, ModelUnavailable
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.budget import ram_bytes
 from inferloom.runners.factory import make_runner
@@ -34,33 +34,6 @@ __all__ = ["Catalog", "Entry", "Lease", "ModelStatus"]
 log = logging.getLogger("inferloom.catalog")
 
 Factory = Callable[[ModelConfig, Config, WorkerPool, Callable[[InferloomError], None]], ModelRunner]
-
-
-class Lease(AbstractAsyncContextManager[ModelRunner]):
-    """Holds a loaded model for one request. An `async with` block that ends without an exception has served."""
-
-    __slots__ = ("_deadline", "_entry", "_held", "_keep_alive")
-
-    def __init__(self, entry: Entry, *, deadline: float | None, keep_alive: float | None) -> None:
-        self._entry = entry
-        self._deadline = deadline
-        self._keep_alive = keep_alive
-        self._held: tuple[Residence, ModelRunner] | None = None
-
-    async def __aenter__(self) -> ModelRunner:
-        self._held = await self._entry.acquire(deadline=self._deadline)
-        return self._entry.presented(self._held[1])
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._held is not None:
-            residence, runner = self._held
-            self._held = None
-            self._entry.release(residence, runner, served=error is None, keep_alive=self._keep_alive)
 
 
 class Catalog:
@@ -96,7 +69,7 @@ class Catalog:
         )
         self._around = Surroundings(
             arbiter=arbiter,
-            make_runner=lambda model, on_death: make(model, self._config, pool, on_death),
+            make_runner=lambda model, on_death: make(model, self.config, pool, on_death),
             changed=self._note,
             progressed=self._note_progress,
             rested=lambda residence: None if residence.entries else self._tidy(),
@@ -130,6 +103,13 @@ class Catalog:
         return residence
 
     # --- what there is ----------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """The configuration as it is now: with the models and the default model that it was changed to meanwhile."""
+        server = msgspec.structs.replace(self._config.server, default_model=self._names.default)
+        models = [entry.config for entry in self._entries.values()]
+        return msgspec.structs.replace(self._config, server=server, model=models)
 
     def entries(self) -> list[Entry]:
         """All models, in the configuration's order."""
@@ -182,9 +162,12 @@ class Catalog:
         the status. Nothing that is loaded goes for it: what does not fit waits for its first request."""
         eager = [entry for entry in self.entries() if not entry.config.lazy]
         for entry in sorted(eager, key=lambda entry: -entry.config.priority):
-            task = asyncio.create_task(self._preload(entry), name=f"preload {entry.id}")
-            self._loads.add(task)
-            task.add_done_callback(self._loads.discard)
+            self._begin(entry)
+
+    def _begin(self, entry: Entry) -> None:
+        task = asyncio.create_task(self._preload(entry), name=f"preload {entry.id}")
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
 
     async def load(self, name: str, *, keep_alive: float | None = None) -> ModelStatus:
         """Load now, without regard to an earlier failure; a loaded model is left as it is. `keep_alive`: seconds that it
@@ -237,6 +220,62 @@ class Catalog:
         self._names.set_default(entry.id)
         return entry
 
+    def add(self, model: ModelConfig, *, load: bool = False) -> Entry:
+        """Declare one more model, the last of the listing. Shares the worker of one that is the same under another name.
+        `load`: begin to load it as `start` does. Raises `ConfigError` for a name that is taken."""
+        (model,) = with_defaults(msgspec.structs.replace(self._config, model=[model])).model
+        models = [*(entry.config for entry in self.entries()), model]
+        self._names = Names(models, default=self._names.default)
+        entry = self._declare(model)
+        entry.created = int(time.time())
+        if entry.state is State.READY:
+            self._tell(Transition(id=entry.id, old=State.DECLARED, new=State.READY, cause="shared"))
+        if load:
+            self._begin(entry)
+        return entry
+
+    async def remove(
+        self, name: str | None, *, force: bool = False, drain_secs: float | None = None
+    ) -> Entry:
+        """Forget a model: nobody gets it any more, and when those who have it are done its memory is freed. Returns then.
+
+        Raises `Conflict` for the default model and for one that drafts for others; then nothing has changed.
+        """
+        entry = self.resolve(name)
+        async with self._changing(entry):
+            if self._entries.get(entry.id) is not entry:  # somebody else's removal was first
+                raise ModelNotFound(f"model not found: {entry.id!r} was removed.", param="model")
+            if entry is self.default:
+                raise Conflict(
+                    f"{entry.id!r} is the default model: choose another with PUT /v1/models/default first"
+                )
+            for other in self.entries():
+                if other.config.draft in (entry.id, *entry.aliases):
+                    raise Conflict(f"{entry.id!r} drafts for {other.id!r}: change or remove that first")
+            if drain_secs is None:
+                drain_secs = self._config.server.drain_timeout_secs
+            leaving = asyncio.create_task(self._forget(entry, force, drain_secs), name=f"remove {entry.id}")
+            self._loads.add(leaving)
+            leaving.add_done_callback(self._loads.discard)
+            await asyncio.shield(leaving)
+        return entry
+
+    async def _forget(self, entry: Entry, force: bool, drain_secs: float) -> None:
+        entry.removed = True
+        del self._entries[entry.id]
+        models = [one.config for one in self.entries()]
+        self._names = Names(models, default=self._names.default)
+        at = entry.residence
+        if len(at.entries) == 1:
+            await at.unload(force=force, drain_secs=drain_secs)
+            at.entries.remove(entry)
+        else:
+            at.forget(entry)
+            if at.state is State.READY:
+                self._tell(Transition(id=entry.id, old=at.state, new=State.UNLOADED, cause="removed"))
+            self._around.arbiter.changed()
+        self._tidy()
+
     def set_budget(self, bytes_: Mapping[str, int]) -> None:
         """New budgets by device; what no longer fits is unloaded when its requests have ended."""
         for device, size in bytes_.items():
@@ -261,16 +300,19 @@ class Catalog:
             changed = msgspec.structs.replace(before, **keys)
             if changed == before:
                 return entry.status()
-            if residence_key(changed) == residence_key(before):
-                self._rename(entry, changed)
-            else:
+            self._renamed(entry, changed)  # names that cannot be are refused before anything is done
+            if residence_key(changed) != residence_key(before):
                 await self._rebuild(entry, changed)
+            self._rename(entry, before, changed)
         return entry.status()
 
-    def _rename(self, entry: Entry, changed: ModelConfig) -> None:
+    def _renamed(self, entry: Entry, changed: ModelConfig) -> Names:
         models = [changed if one is entry else one.config for one in self.entries()]
-        self._names = Names(models, default=self._names.default)
-        if changed.pin != entry.config.pin:
+        return Names(models, default=self._names.default)
+
+    def _rename(self, entry: Entry, before: ModelConfig, changed: ModelConfig) -> None:
+        self._names = self._renamed(entry, changed)
+        if changed.pin != before.pin:
             entry.pinned = changed.pin
         entry.config = changed
         entry.residence.keep_again()

@@ -11,7 +11,7 @@ from inferloom.catalog.lifecycle import ModelStatus, State, status_word
 from inferloom.catalog.residence import Residence
 from inferloom.config.quantities import keep_alive_secs
 from inferloom.config.schema import ModelConfig
-from inferloom.errors import RequestTimeout
+from inferloom.errors import ModelNotFound, RequestTimeout
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.presented import Presented
 
@@ -32,6 +32,7 @@ class Entry:
         self.pinned = config.pin
         self.waiting = 0  # requests that wait for it
         self.leases = 0  # requests that hold it
+        self.removed = False  # it is no model of the server any more
         self._server_keep_alive = keep_alive
         self.residence = residence
         residence.entries.append(self)
@@ -108,6 +109,8 @@ class Entry:
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
                 while self.residence.state is not State.READY:
+                    if self.removed:
+                        raise ModelNotFound(f"model not found: {self.id!r} was removed.", param="model")
                     await self.residence.become_ready(self, paced=True)
         except TimeoutError:
             raise RequestTimeout(

@@ -40,6 +40,10 @@ class Keeping:
         """Somebody asked for it to stay that long from now, who then may want it: 0 means for one request."""
         self._until[name] = self._clock() + (keep or FOREVER)
 
+    def drop(self, name: str) -> None:
+        """It goes by that name no longer."""
+        self._until.pop(name, None)
+
     def forget(self) -> None:
         """It was unloaded."""
         self.stop()

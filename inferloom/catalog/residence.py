@@ -211,6 +211,12 @@ class Residence:
         self.keeping.kept(name, keep=keep)
         self.keep_again()
 
+    def forget(self, entry: Entry) -> None:
+        """It goes by that name no longer, and by others it does."""
+        self.entries.remove(entry)
+        self.keeping.drop(entry.id)
+        self.keep_again()
+
     def keep_again(self) -> None:
         """Something else decides now how long it stays: a pin was taken off."""
         if self.state is State.READY and not self.leases:

@@ -65,7 +65,7 @@ def parse(text: str, *, origin: str) -> dict[str, Any]:
 def from_values(values: Mapping[str, Any], *, origin: str, lines: dict[Path, int] | None = None) -> Config:
     """The configuration in plain values (of TOML, JSON, flags), checked; raises ConfigError with every problem."""
     problems = Problems(origin, lines)
-    config = decode(_normalised(values), Config, problems=problems)
+    config = decode(normalised(values), Config, problems=problems)
     if config is not None:
         check(config, problems)
     problems.raise_if_any()
@@ -73,7 +73,7 @@ def from_values(values: Mapping[str, Any], *, origin: str, lines: dict[Path, int
     return config
 
 
-def _normalised(values: Mapping[str, Any]) -> dict[str, Any]:
+def normalised(values: Mapping[str, Any]) -> dict[str, Any]:
     """One spelling for what may be spelled in several ways: a single device, driver, dtype and quantization names."""
     models = values.get("model")
     if not isinstance(models, list):

@@ -88,6 +88,13 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Positive | None, Meta(description="Models loaded at once; unset: as many as fit.")
     ] = None
 
+    allow_model_changes: Annotated[
+        bool, Meta(description="Let clients name sources, templates and devices of models they declare.")
+    ] = False
+    watch_config: Annotated[
+        bool, Meta(description="Apply changes of this file when it is written, as `config apply` does.")
+    ] = False
+
     @property
     def effective_log_level(self) -> LogLevel:
         """`log_level`, unless `verbose` asks for everything."""

@@ -14,7 +14,17 @@ from starlette.routing import BaseRoute, Route
 
 from inferloom.config.schema import Config
 from inferloom.errors import InferloomError, MethodNotAllowed, NotFound
-from inferloom.gateway import completions, embeddings, events, health, lifecycle, models, openapi, tokens
+from inferloom.gateway import (
+    changes,
+    completions,
+    embeddings,
+    events,
+    health,
+    lifecycle,
+    models,
+    openapi,
+    tokens,
+)
 from inferloom.gateway.access import Access
 from inferloom.gateway.call import CLIENT_LEFT, ASGIApp, Call, ClientGone, Receive, Scope, Send
 from inferloom.gateway.chat import chat
@@ -43,6 +53,9 @@ HANDLERS: list[tuple[str, str, Handler]] = [
     ("POST", "/v1/models/re_isq", lifecycle.re_isq),
     ("POST", "/re_isq", lifecycle.re_isq),
     ("GET", "/v1/models/{model_id:path}", models.show_model),
+    ("POST", "/v1/models", changes.add),
+    ("PATCH", "/v1/models/{model_id:path}", changes.change),
+    ("DELETE", "/v1/models/{model_id:path}", changes.remove),
     ("GET", "/v1/events", events.watch),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),

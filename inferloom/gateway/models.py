@@ -52,58 +52,61 @@ async def show_model(service: Service, call: Call) -> None:
             "model not found: the path ends without a name; GET /v1/models lists them.", param="model"
         )
     entry, _ = service.resolve(call, asked)
+    await call.json(details(service, entry, asked))
+
+
+def details(service: Service, entry: Entry, asked: str) -> ModelDetails:
+    """All there is to say of a model, under the name it was asked for by."""
     config = entry.config
     status = service.catalog.status(entry.id)
     card = status.card
     now = time.monotonic()
     unix = time.time() - now
     held = status.bytes
-    await call.json(
-        ModelDetails(
-            id=asked,
-            created=int(entry.created),
-            root=_root(entry),
-            name=entry.id,
-            aliases=list(entry.aliases),
-            default=entry is service.catalog.default,
-            status=status.word,
-            state=str(status.state),
-            since=round(status.since + unix, 3),
-            stage=status.stage,
-            fraction=status.fraction,
-            detail=status.detail,
-            reason=status.reason,
-            retry_after=None if status.retry_at is None else max(0.0, round(status.retry_at - now, 3)),
-            bytes=None if held is None else _memory(held),
-            leases=status.leases,
-            waiting=status.waiting,
-            expires_at=None if status.expires_at is None else round(status.expires_at + unix, 3),
-            keep_alive=-1 if math.isinf(status.keep_alive) else status.keep_alive,
-            pinned=status.pinned,
-            priority=status.priority,
-            group=status.group,
-            shares=list(status.shares),
-            replacing=status.replacing,
-            last_load=_last_load(status),
-            loads=status.loads,
-            evictions=status.evictions,
-            driver=config.driver.type,
-            system_prompt=config.system_prompt,
-            parameters=card.parameters if card else None,
-            format=card.format if card else None,
-            kind=card.kind if card else None,
-            architecture=card.architecture if card else None,
-            dtype=card.dtype if card else None,
-            executor=(card.executor or None) if card else None,
-            quantization=config.quantization,
-            max_model_len=card.max_model_len if card else config.max_model_len,
-            vocab_size=card.vocab_size if card else None,
-            dimensions=(card.dimensions or None) if card else None,
-            has_chat_template=card.has_chat_template if card else None,
-            weight_bytes=card.weight_bytes if card else None,
-            kv_bytes=card.kv_bytes if card else None,
-            kv_dtype=(card.kv_dtype or None) if card else None,
-        )
+    return ModelDetails(
+        id=asked,
+        created=int(entry.created),
+        root=_root(entry),
+        name=entry.id,
+        aliases=list(entry.aliases),
+        default=entry is service.catalog.default,
+        status=status.word,
+        state=str(status.state),
+        since=round(status.since + unix, 3),
+        stage=status.stage,
+        fraction=status.fraction,
+        detail=status.detail,
+        reason=status.reason,
+        retry_after=None if status.retry_at is None else max(0.0, round(status.retry_at - now, 3)),
+        bytes=None if held is None else _memory(held),
+        leases=status.leases,
+        waiting=status.waiting,
+        expires_at=None if status.expires_at is None else round(status.expires_at + unix, 3),
+        keep_alive=-1 if math.isinf(status.keep_alive) else status.keep_alive,
+        pinned=status.pinned,
+        priority=status.priority,
+        group=status.group,
+        shares=list(status.shares),
+        replacing=status.replacing,
+        last_load=_last_load(status),
+        loads=status.loads,
+        evictions=status.evictions,
+        driver=config.driver.type,
+        system_prompt=config.system_prompt,
+        parameters=card.parameters if card else None,
+        format=card.format if card else None,
+        kind=card.kind if card else None,
+        architecture=card.architecture if card else None,
+        dtype=card.dtype if card else None,
+        executor=(card.executor or None) if card else None,
+        quantization=config.quantization,
+        max_model_len=card.max_model_len if card else config.max_model_len,
+        vocab_size=card.vocab_size if card else None,
+        dimensions=(card.dimensions or None) if card else None,
+        has_chat_template=card.has_chat_template if card else None,
+        weight_bytes=card.weight_bytes if card else None,
+        kv_bytes=card.kv_bytes if card else None,
+        kv_dtype=(card.kv_dtype or None) if card else None,
     )
 
 

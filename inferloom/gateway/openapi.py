@@ -11,6 +11,7 @@ from inferloom import __version__
 from inferloom.gateway.call import Call
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.answers import ChatResponse, CompletionResponse
+from inferloom.gateway.wire.changes import AddRequest, ChangedModel, ChangeRequest, RemovedModel
 from inferloom.gateway.wire.chat import ChatRequest
 from inferloom.gateway.wire.completions import OF_CHATS, CompletionRequest
 from inferloom.gateway.wire.embeddings import EmbeddingRequest, EmbeddingResponse
@@ -51,6 +52,9 @@ OPERATIONS: list[Operation] = [
     ("/v1/embeddings", "post", "Embed texts", EmbeddingRequest, EmbeddingResponse),
     ("/v1/models", "get", "List the models, `default` first", None, ModelList),
     ("/v1/models/{model_id}", "get", "Show one model", None, ModelDetails),
+    ("/v1/models", "post", "Declare a model until the server ends", AddRequest, ChangedModel),
+    ("/v1/models/{model_id}", "patch", "Change a model until the server ends", ChangeRequest, ChangedModel),
+    ("/v1/models/{model_id}", "delete", "Forget a model until the server ends", None, RemovedModel),
     ("/v1/models/load", "post", "Load a model and wait for it", LoadRequest, LifecycleAnswer),
     (
         "/v1/models/unload",
@@ -97,8 +101,9 @@ STREAMED = ("/v1/chat/completions", "/v1/completions")
 ERRORS = {
     "400": "the request cannot be served as written; `param` names the field",
     "401": "no API key, or not one of this server's",
-    "403": "without API keys, this machine alone is answered",
+    "403": "without API keys, this machine alone is answered; or a key of a model is the operator's",
     "404": "no model of that name",
+    "409": "the model is in use by that name, as the default, or by others",
     "413": "the body is too large",
     "415": "the body is not JSON",
     "429": "too many requests at once; see `Retry-After`",
@@ -175,8 +180,9 @@ def _operation(
     request: type[msgspec.Struct] | None,
     answer: type[msgspec.Struct] | None,
 ) -> dict[str, Any]:
+    created = (path, method) == ("/v1/models", "post")
     responses: dict[str, Any] = {
-        "200": {"description": "the answer", "content": _answer_content(path, answer)}
+        "201" if created else "200": {"description": "the answer", "content": _answer_content(path, answer)}
     }
     for status, why in ERRORS.items():
         responses[status] = {"description": why, "content": _error_content(path, status)}
@@ -206,6 +212,15 @@ def _operation(
                 "schema": {"type": "string"},
             }
         ]
+    if method == "delete":
+        found["parameters"].append(
+            {
+                "name": "force",
+                "in": "query",
+                "description": "end the requests in progress at once",
+                "schema": {"enum": ["true", "false"], "type": "string"},
+            }
+        )
     return found
 
 

@@ -59,7 +59,8 @@ class Residency(Collector):
     def changed(self, change: Transition) -> None:
         model, label = change.id, self._label(change.id)
         if change.new is State.READY:
-            self._loads.labels(label, "ready").inc()
+            if change.cause != "shared":  # it got another name, and was loaded before
+                self._loads.labels(label, "ready").inc()
             if change.load_seconds is not None:
                 self._seconds.labels(label).observe(change.load_seconds)
             self._since.setdefault(model, self._clock())

@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import msgspec
+
 from inferloom.catalog.lifecycle import ModelBytes
 from inferloom.catalog.planning import Plan
 from inferloom.config.schema import Config, DriverConfig, ModelConfig
-from inferloom.errors import InferloomError, ModelNotFound, SourceNotFound
+from inferloom.errors import Conflict, InferloomError, ModelNotFound, SourceNotFound
 from inferloom.runners.base import ModelRunner, RunHandle, SessionRebuildCause
 from inferloom.types import (
     EmbedBatch,
@@ -206,6 +208,27 @@ class StandInCatalog:
     def set_default(self, name: str) -> StandInEntry:
         self._entries.sort(key=lambda entry: entry is not self.resolve(name))
         return self.default
+
+    @property
+    def config(self) -> Config:
+        return Config(model=[entry.config for entry in self._entries])
+
+    def add(self, model: ModelConfig, *, load: bool = False) -> StandInEntry:
+        entry = StandInEntry(model.name, model, ScriptedRunner(chat_card()), aliases=tuple(model.aliases))
+        self._entries.append(entry)
+        return entry
+
+    async def change(self, name: str, **keys: object) -> None:
+        entry = self.resolve(name)
+        entry.config = msgspec.structs.replace(entry.config, **keys)
+        entry.aliases = tuple(entry.config.aliases)
+
+    async def remove(self, name: str, *, force: bool = False) -> StandInEntry:
+        entry = self.resolve(name)
+        if entry is self.default:
+            raise Conflict("it is the default model")
+        self._entries.remove(entry)
+        return entry
 
     async def plan(self, name: str) -> Plan:
         return Plan(model=name, loaded=True, fits=True, device="cpu", seconds=0.0)
