@@ -65,8 +65,7 @@ double time_linear(const Operators& op, const Layers& layers, int tokens, int gr
 
 void bench(const Operators& op, Layout layout, int rows, int cols, const std::vector<int>& all_tokens) {
   const Layers layers(layout, rows, cols);
-  const char* asked = std::getenv("GROUP");
-  const int group = asked ? std::atoi(asked) : layout == Layout::Q8_ROW ? 128 : 32;
+  const int group = layout == Layout::Q8_ROW || layout == Layout::Q4Z_32 ? 128 : 32;  // as native_weights.py chooses
   std::printf("%-6s %6d x %-5d", kNames[static_cast<int>(layout)], rows, cols);
   for (int tokens : all_tokens) {
     const double seconds = time_linear(op, layers, tokens, group);

@@ -95,6 +95,10 @@ class Model {
     for (size_t i = 0; i < bytes; ++i) data[i] = static_cast<uint8_t>(random_());
     if (layout == Layout::BF16) {
       for (size_t i = 1; i < bytes; i += 2) data[i] = static_cast<uint8_t>((data[i] & 0x80) | 0x3d);  // ± 0.03 … 0.12
+    } else if (layout == Layout::Q4Z_32) {  // scales of 0.004 … 0.008
+      for (size_t block = 0; block < bytes; block += 576) {
+        for (size_t i = 513; i < 576; i += 2) data[block + i] = 0x1c;
+      }
     } else {  // Q4_32: scales of 0.004 … 0.008, minima of −0.03 … −0.06
       for (size_t block = 0; block < bytes; block += 320) {
         for (size_t i = 257; i < 320; i += 2) data[block + i] = i < 288 ? 0x1c : 0xa8;
@@ -173,17 +177,18 @@ bool finite(const std::vector<float>& values) {
 
 void test_same_bits(const Operators& operators) {
   Shape sandwich{"sandwich norms, soft caps, window"}, parallel{"parallel residual"}, whole{"norms over all heads"};
-  Shape learned{"learned positions, no gate"}, nibbles{"Q4_32"}, partial{"part of a head turns, odd sizes"};
+  Shape learned{"learned positions, no gate"}, nibbles{"Q4_32"}, zeros{"Q4Z_32"}, partial{"part of a head turns, odd sizes"};
   Shape bytes{"int8 pages"}, odd_bytes{"int8 pages, window, soft caps, norms over all heads"};
   sandwich.out_norms = sandwich.capped = true, sandwich.window = 5;
   parallel.parallel = true;
   whole.whole_rows = whole.out_norms = true;
   learned.learned = true, learned.gated = false;
   nibbles.layout = Layout::Q4_32, nibbles.inner = 256;
+  zeros.layout = Layout::Q4Z_32, zeros.inner = 256;
   partial.rotary = 6, partial.hidden = 72, partial.inner = 100, partial.dim = 48;
   bytes.kv_type = odd_bytes.kv_type = KvType::INT8;
   odd_bytes.whole_rows = odd_bytes.capped = true, odd_bytes.window = 37, odd_bytes.dim = 48;
-  for (const Shape& shape : {Shape{"plain"}, sandwich, parallel, whole, learned, nibbles, partial, bytes, odd_bytes}) {
+  for (const Shape& shape : {Shape{"plain"}, sandwich, parallel, whole, learned, nibbles, zeros, partial, bytes, odd_bytes}) {
     const Model model(shape);
     const std::vector<float> expected = Run(operators, model, 1).prompt({70}, false);
     CHECK(finite(expected), "%s: logits are not numbers, or were not written", shape.name);

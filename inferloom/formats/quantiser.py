@@ -6,6 +6,8 @@ Q4_32 7.3 %, Q4Z_32 7.5 %. Rows are independent: a matrix may be packed in piece
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -117,7 +119,7 @@ def _with_zero(scale: Floats, minimum: Floats) -> NDArray[np.float16]:
     return bits.astype(np.uint16).view(np.float16)
 
 
-def _offset(zeros: NDArray[np.uint16] | int) -> Floats:
+def _offset(zeros: NDArray[Any] | int) -> Floats:
     """What a zero point adds to the numbers 0 … 15, in steps."""
     return (np.asarray(zeros, np.float32) - LEVEL_BIAS) / np.float32(LEVELS_OF_STEP)
 

@@ -63,10 +63,8 @@ class NativeWeights:
         # One scale for more activations costs some accuracy, which only models that were quantised here for speed pay
         # (docs/decisions/043, 045).
         quantised = {layout for layout in self._layouts if layout.quantised}
-        if quantised == {Layout.Q8_ROW}:
-            native.int8_group = 128
-        else:
-            native.int8_group = 64 if Layout.Q4Z_32 in quantised else 32
+        here = quantised == {Layout.Q8_ROW} or Layout.Q4Z_32 in quantised
+        native.int8_group = 128 if here else 32
         return native
 
     def _layer(self, layer: Layer) -> Any:

@@ -130,7 +130,7 @@ def test_packed_weights_give_the_same_bits_however_a_prompt_is_cut(scheme: str, 
 
 
 @pytest.mark.parametrize(
-    ("scheme", "group"), [("int8", 128), ("int4", 64), ("q4_0", 32), ("q8_0", 32), ("rows and groups", 32)]
+    ("scheme", "group"), [("int8", 128), ("int4", 128), ("q4_0", 32), ("q8_0", 32), ("rows and groups", 32)]
 )
 def test_models_that_were_quantised_here_have_wider_groups_of_activations(
     scheme: str, group: int, checkpoint_of: Make
