@@ -37,6 +37,8 @@ class Flight:
         except asyncio.CancelledError:
             if not self.task.cancelled() or _being_cancelled():
                 raise
+            # awaiting a task that has ended yields nothing: who asks again and again would keep the loop from landing it
+            await asyncio.sleep(0)
             return False
         finally:
             self._waiters -= 1
