@@ -105,6 +105,11 @@ class Arbiter:
         self.ledger.set_budget(device, bytes_)
         self._settle()
 
+    def set_max_loaded(self, count: int | None) -> None:
+        """From now on no more than that are loaded beside each other; what is there stays until room is asked for."""
+        self._max_loaded = count
+        self.changed()
+
     def changed(self) -> None:
         """Something ended or began: look again at all who wait, once the caller has finished what it does."""
         if not self._looking:

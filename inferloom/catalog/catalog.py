@@ -20,7 +20,7 @@ from inferloom.catalog.planning import Plan, plan_of
 from inferloom.catalog.replacement import replace
 from inferloom.catalog.residence import Residence, Surroundings
 from inferloom.config.quantities import budgets
-from inferloom.config.schema import Config, ModelConfig
+from inferloom.config.schema import Config, ModelConfig, ServerConfig
 from inferloom.errors import Conflict, InferloomError, InvalidRequest, ModelNotFound, ModelUnavailable
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.budget import ram_bytes
@@ -276,6 +276,13 @@ class Catalog:
             self._around.arbiter.changed()
         self._tidy()
 
+    def set_server(self, server: ServerConfig) -> None:
+        """What `[server]` says of models from now on: `keep_alive`, `max_loaded`, the time to drain."""
+        self._config = msgspec.structs.replace(self._config, server=server)
+        for entry in self.entries():
+            entry.server_keeps(server.keep_alive)
+        self._around.arbiter.set_max_loaded(server.max_loaded)
+
     def set_budget(self, bytes_: Mapping[str, int]) -> None:
         """New budgets by device; what no longer fits is unloaded when its requests have ended."""
         for device, size in bytes_.items():
@@ -315,6 +322,8 @@ class Catalog:
         if changed.pin != before.pin:
             entry.pinned = changed.pin
         entry.config = changed
+        if changed.keep_alive != before.keep_alive:
+            entry.residence.keeps(entry.id, entry.keep_alive)
         entry.residence.keep_again()
         self._around.arbiter.changed()
 
@@ -334,7 +343,8 @@ class Catalog:
             else:
                 entry.move(successor)
         except BaseException:
-            entry.config = before
+            if entry.residence is old:  # once requests have moved over, what is left is to wait for the old one's end
+                entry.config = before
             raise
         finally:
             successor.in_change -= 1

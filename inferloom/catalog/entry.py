@@ -58,6 +58,12 @@ class Entry:
         """The runner of a loaded model, to look at (statistics); requests take a lease."""
         return self.residence.runner
 
+    def server_keeps(self, keep_alive: float | str) -> None:
+        """The server's `keep_alive` is another one from now on."""
+        self._server_keep_alive = keep_alive
+        if self.config.keep_alive is None:
+            self.residence.keeps(self.id, self.keep_alive)
+
     def move(self, residence: Residence) -> None:
         """From now on another residence answers for this name; leases stay where they were taken."""
         self.residence.entries.remove(self)

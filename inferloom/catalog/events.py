@@ -79,6 +79,15 @@ class ConfigChanged(Event, frozen=True, kw_only=True):
     change: Change
 
 
+class ConfigRead(Event, frozen=True, kw_only=True):
+    """The configuration's file was read again; `id` is empty. `message`: what holds now, or what is wrong with it."""
+
+    name: ClassVar[str] = "config"
+
+    change: Literal["applied", "refused"]
+    message: str
+
+
 # Causes of a transition that are told in an event of their own.
 CAUSES: dict[str, type[Evicted] | type[Expired]] = {"evicted": Evicted, "expired": Expired}
 
@@ -196,6 +205,10 @@ class Events:
     def configured(self, model: str, change: Change) -> None:
         """A model was declared, changed or removed at run time."""
         self.publish(ConfigChanged(id=model, time=time.time(), change=change))
+
+    def read(self, change: Literal["applied", "refused"], message: str) -> None:
+        """The configuration's file was read again; whoever watches some models alone is not told."""
+        self.publish(ConfigRead(id="", time=time.time(), change=change, message=message))
 
     def progressed(self, model: str, progress: LoadProgress) -> None:
         """Thinned to five reports a second; the last one before a silence is told as well."""

@@ -40,6 +40,11 @@ class Keeping:
         """Somebody asked for it to stay that long from now, who then may want it: 0 means for one request."""
         self._until[name] = self._clock() + (keep or FOREVER)
 
+    def changed(self, name: str, *, keep: float) -> None:
+        """What is configured for that name is `keep` seconds now; they count from now where it is in use."""
+        if name in self._until:
+            self._until[name] = self._clock() + keep
+
     def drop(self, name: str) -> None:
         """It goes by that name no longer."""
         self._until.pop(name, None)

@@ -211,6 +211,11 @@ class Residence:
         self.keeping.kept(name, keep=keep)
         self.keep_again()
 
+    def keeps(self, name: str, keep: float) -> None:
+        """What is configured for that name has changed."""
+        self.keeping.changed(name, keep=keep)
+        self.keep_again()
+
     def forget(self, entry: Entry) -> None:
         """It goes by that name no longer, and by others it does."""
         self.entries.remove(entry)
@@ -225,21 +230,26 @@ class Residence:
     # --- loading ----------------------------------------------------------------------------------------------------
 
     async def load(self, entry: Entry | None = None, *, insist: bool = True) -> None:
-        """Load now, whatever failed before; nothing to do where it is loaded. Without `insist` nobody has to go for it."""
+        """Load now, whatever failed before; nothing to do where it is loaded. Without `insist` nobody has to go for it.
+        An `entry` that is answered for by another residence in the meantime has that one loaded."""
         self._insisting += insist
         try:
-            while self.state is not State.READY:
-                await self.become_ready(entry, paced=False)
+            while self.state is not State.READY and (entry is None or entry.residence is self):
+                if await self.become_ready(entry, paced=False):
+                    return  # it was loaded, even if others have needed its room since then
         finally:
             self._insisting -= insist
+        if entry is not None and entry.residence is not self:
+            await entry.residence.load(entry, insist=insist)
 
-    async def become_ready(self, entry: Entry | None, *, paced: bool) -> None:
-        """Take part in what leads to a loaded model; may return before it is one. `paced`: not soon after a failure."""
+    async def become_ready(self, entry: Entry | None, *, paced: bool) -> bool:
+        """Take part in what leads to a loaded model; whether a load has ended well, else there is more to wait for.
+        `paced`: not soon after a failure."""
         if self._closed:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
         if self._departure is not None:
             await asyncio.shield(self._departure.task)
-            return
+            return False
         if self._flight is None:
             if paced and self.state is State.FAILED:
                 self.tries.refuse_early(self.id)
@@ -247,11 +257,13 @@ class Residence:
         flight = self._flight
         assert flight is not None
         self._around.arbiter.changed()  # who waits for room may insist from now on
-        if not await flight.joined() and flight.stopped and not paced:
+        landed = await flight.joined()
+        if not landed and flight.stopped and not paced:
             # a request goes on waiting and loads it again
             raise ModelUnavailable(
                 f"the load of {self.id} was stopped by an unload; ask again to load it", retry_after=1.0
             )
+        return landed
 
     def _take_off(self, entry: Entry | None, *, kept: bool = False) -> None:
         self._asked_by = entry

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from inferloom.cli.serving import check, plan, run
+from inferloom.config.file import ConfigFile
 from inferloom.config.flags import from_flags
 from inferloom.config.forms import load_any
 from inferloom.config.home import config_path
@@ -85,9 +87,10 @@ def serve(
     Without -m and --config, the models of your configuration file are served (`inferloom config init` writes one).
     """
     del enable_metrics  # the metrics are always there: the flag asks for what is
-    chosen = from_flags(
+    read = partial(
+        _read,
         model or [],
-        base=base_config(model or [], config),
+        config,
         host=host,
         port=port,
         default_model_id=default_model_id,
@@ -109,12 +112,24 @@ def serve(
         log_level="debug" if debug else log_level,
         insecure=insecure,
     )
+    chosen = read()
+    path = config_file(model or [], config)
     if check_config:
         check(chosen)
     elif dry_run:
         plan(chosen)
     else:
-        raise typer.Exit(run(chosen))
+        raise typer.Exit(run(chosen, file=None if path is None else ConfigFile(path, read)))
+
+
+def _read(models: list[str], path: Path | None, **flags: Any) -> Config:
+    """The file, and over it the flags."""
+    return from_flags(models, base=base_config(models, path), **flags)
+
+
+def config_file(models: list[str], path: Path | None) -> Path | None:
+    """The file whose models are served; None where they come from flags alone."""
+    return path if path is not None or models else config_path()
 
 
 def base_config(models: list[str], path: Path | None) -> Config | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from inferloom import __version__
 from inferloom.cli.fetch import fetch, missing
 from inferloom.cli.listing import PLAN_COLUMNS, declared, table
+from inferloom.config.file import ConfigFile
 from inferloom.config.schema import Config, ModelConfig
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def plan(config: Config) -> None:
     print(table([declared(model, config) for model in config.model], PLAN_COLUMNS))
 
 
-def run(config: Config) -> int:
-    """Serve until a signal ends it; the exit code."""
+def run(config: Config, *, file: ConfigFile | None = None) -> int:
+    """Serve until a signal ends it; the exit code. `file`: where the configuration came from."""
     fetch(missing(config))
     from inferloom.gateway.server import serve
 
@@ -46,7 +47,7 @@ def run(config: Config) -> int:
                 logging.DEBUG if config.server.log_level == "debug" else logging.WARNING
             )
 
-    return serve(config, on_ready=listening)
+    return serve(config, on_ready=listening, file=file)
 
 
 def announce(change: Transition) -> None:

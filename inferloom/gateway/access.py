@@ -29,6 +29,16 @@ class Access:
         """Keys of the configuration, of `INFERLOOM_API_KEYS` (comma-separated) and of `INFERLOOM_API_KEYS_FILE`."""
         return cls(api_keys(server), insecure=server.insecure)
 
+    @property
+    def asks_for_keys(self) -> bool:
+        return bool(self._keys)
+
+    def take(self, server: ServerConfig) -> None:
+        """Ask for other keys from now on."""
+        self._keys = tuple(key.encode() for key in api_keys(server))
+        self._insecure = server.insecure
+        self._known.clear()
+
     def refusal(
         self,
         *,

@@ -17,6 +17,7 @@ from inferloom.errors import InferloomError, MethodNotAllowed, NotFound
 from inferloom.gateway import (
     changes,
     completions,
+    configuration,
     embeddings,
     events,
     health,
@@ -57,6 +58,8 @@ HANDLERS: list[tuple[str, str, Handler]] = [
     ("PATCH", "/v1/models/{model_id:path}", changes.change),
     ("DELETE", "/v1/models/{model_id:path}", changes.remove),
     ("GET", "/v1/events", events.watch),
+    ("POST", "/v1/config/plan", configuration.plan),
+    ("POST", "/v1/config/apply", configuration.apply),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("GET", "/health", health.health),
@@ -73,12 +76,12 @@ def build_app(
 
     Starting and closing the catalog and the telemetry is the caller's business.
     """
-    service = Service(catalog, config, limits=limits or Limits(), telemetry=telemetry)
+    access = Access.from_config(config.server)
+    service = Service(catalog, config, limits=limits or Limits(), access=access, telemetry=telemetry)
     endpoints = {(method, path): Endpoint(service, handler, name=path) for method, path, handler in HANDLERS}
     routes: list[BaseRoute] = [
         Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()
     ]
-    access = Access.from_config(config.server)
     middleware = [Middleware(Edge, service=service, access=access, direct=endpoints)]
     if config.server.cors_origins:
         middleware.insert(
@@ -166,7 +169,6 @@ class Edge:
         self._direct = direct
         self._service = service
         self._access = access
-        self._log = service.config.server.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -196,7 +198,7 @@ class Edge:
             )
             if self._service.telemetry is not None:
                 self._service.telemetry.answered(call)
-            if self._log:
+            if self._service.config.server.access_log:
                 _log_access(call)
 
 

@@ -99,6 +99,15 @@ class Call:
             raise InvalidRequest("The body is empty: send a JSON object.", code="invalid_json")
         return body
 
+    async def no_body(self) -> None:
+        """Read to the end of a request that says all by its path: an empty body or `{}`, as JSON like any other."""
+        self._check_headers()
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if message.get("more_body") or message.get("body", b"").strip() not in (b"", b"{}"):
+            raise InvalidRequest("This request takes nothing: send {}.")
+
     def _check_headers(self) -> None:
         content_type = b""
         for key, value in self.scope["headers"]:

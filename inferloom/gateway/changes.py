@@ -74,6 +74,8 @@ async def change(service: Service, call: Call) -> None:
     _refuse_operators(service, options)
     catalog = service.catalog
     changed = with_options(catalog.config, entry.config, options)
+    from inferloom.catalog.changes import differing  # with the first change: the catalog is slow to import
+
     keys = differing(entry.config, changed)
     await catalog.change(entry.id, **keys)
     if keys:
@@ -96,15 +98,6 @@ async def remove(service: Service, call: Call) -> None:
     service.events.configured(entry.id, "removed")
     freed = entry.status().freed_bytes if alone else None
     await call.json(RemovedModel(id=entry.id, freed_bytes=freed or 0))
-
-
-def differing(before: ModelConfig, after: ModelConfig) -> dict[str, Any]:
-    """The keys of a model that are not what they were."""
-    return {
-        name: getattr(after, name)
-        for name in ModelConfig.__struct_fields__
-        if getattr(after, name) != getattr(before, name)
-    }
 
 
 def _named(call: Call) -> str:

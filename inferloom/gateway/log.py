@@ -22,9 +22,14 @@ def configure(level: str, *, access_log: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    set_levels(level, access_log=access_log)
+
+
+def set_levels(level: str, *, access_log: bool) -> None:
+    """What is logged from now on."""
     logging.getLogger("inferloom").setLevel(level.upper())
     access.setLevel(logging.INFO if access_log else logging.WARNING)
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
 
 
 class TextLines(logging.Formatter):

@@ -14,6 +14,7 @@ from inferloom.gateway.wire.answers import ChatResponse, CompletionResponse
 from inferloom.gateway.wire.changes import AddRequest, ChangedModel, ChangeRequest, RemovedModel
 from inferloom.gateway.wire.chat import ChatRequest
 from inferloom.gateway.wire.completions import OF_CHATS, CompletionRequest
+from inferloom.gateway.wire.configuration import ConfigApplied, ConfigPlan
 from inferloom.gateway.wire.embeddings import EmbeddingRequest, EmbeddingResponse
 from inferloom.gateway.wire.errors import ErrorEnvelope
 from inferloom.gateway.wire.models import (
@@ -89,6 +90,14 @@ OPERATIONS: list[Operation] = [
     ),
     ("/re_isq", "post", "mistral.rs's path of /v1/models/re_isq", RequantiseRequest, LifecycleAnswer),
     ("/v1/events", "get", "Watch the models: how each is, then every change", None, None),
+    (
+        "/v1/config/plan",
+        "post",
+        "Tell what has changed in the server's configuration file",
+        None,
+        ConfigPlan,
+    ),
+    ("/v1/config/apply", "post", "Have the server's configuration file hold", None, ConfigApplied),
     ("/tokenize", "post", "Token ids of a text", TokenizeRequest, TokenizeAnswer),
     ("/detokenize", "post", "Text of token ids", DetokenizeRequest, DetokenizeAnswer),
     ("/health", "get", "Whether the process answers", None, Health),

@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
 import uvloop
 
+from inferloom.config.file import ConfigFile
 from inferloom.config.schema import Config, ServerConfig
 from inferloom.errors import Cancelled, ConfigError
 from inferloom.gateway import log
 from inferloom.gateway.access import check_binding
 from inferloom.gateway.app import build_app
 from inferloom.gateway.listening import Listener
+from inferloom.gateway.rereading import Rereading
 from inferloom.gateway.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
@@ -33,23 +36,24 @@ LAST_BYTES_SECONDS = 2.0  # for error events to reach their clients
 OnReady = Callable[["Catalog"], None]
 
 
-def serve(config: Config, *, on_ready: OnReady | None = None) -> int:
+def serve(config: Config, *, on_ready: OnReady | None = None, file: ConfigFile | None = None) -> int:
     """Serve until a signal: the exit code. To be called from the main thread (workers die with it).
 
     `on_ready` is called in the event loop once connections are accepted; models load after it. A port of 0
-    becomes the one that was given, in `config` too.
+    becomes the one that was given, in `config` too. `file`: where the configuration came from, to be read again.
     """
     try:
         check_binding(config.server)
         telemetry = open_telemetry(config.telemetry)
         sock = bind(config.server)
+        started = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server))
     except ConfigError as error:
         return refuse(error)
     config.server.port = sock.getsockname()[1]
     log.configure(config.server.effective_log_level, access_log=config.server.access_log)
     try:
         with sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, sock, on_ready, telemetry))
+            return runner.run(_serve(config, sock, on_ready, telemetry, file=file, started=started))
     except ConfigError as error:
         return refuse(error)
 
@@ -86,7 +90,13 @@ def bind(server: ServerConfig) -> socket.socket:
 
 
 async def _serve(
-    config: Config, sock: socket.socket, on_ready: OnReady | None, telemetry: Telemetry | None
+    config: Config,
+    sock: socket.socket,
+    on_ready: OnReady | None,
+    telemetry: Telemetry | None,
+    *,
+    file: ConfigFile | None,
+    started: Config,
 ) -> int:
     from inferloom.catalog.catalog import Catalog
     from inferloom.worker.pool import WorkerPool
@@ -96,7 +106,8 @@ async def _serve(
     ending = Ending()
     app = build_app(catalog, config, telemetry=telemetry)
     listener = Listener(app)
-    with ending.signals():
+    rereading = Rereading(app.state.service, file, started, ending)
+    with ending.signals(), rereading.signal():
         listening = asyncio.create_task(listener.serve(sockets=[sock]))
         try:
             await listener.accepting.wait()
@@ -107,10 +118,12 @@ async def _serve(
             if telemetry is not None:
                 telemetry.start(app.state.service.metrics)
             await catalog.start()
+            rereading.start()
             await ending.wait(ending.first, listening)
             return await end(app.state.service, listener, listening, ending)
         finally:
             listening.cancel()
+            rereading.stop()
             await catalog.close()
             await pool.stop()
             if telemetry is not None:

@@ -11,7 +11,8 @@ import msgspec
 from inferloom.catalog.events import Events
 from inferloom.config.schema import Config
 from inferloom.errors import InvalidRequest, ModelNotFound
-from inferloom.gateway.admission import Admission
+from inferloom.gateway.access import Access
+from inferloom.gateway.admission import DEFAULT_LIMIT, Admission
 from inferloom.gateway.call import Call
 from inferloom.gateway.exchange import Exchanges, Limits
 from inferloom.gateway.metrics import Metrics, ModelRow
@@ -23,6 +24,7 @@ from inferloom.worker.messages.replies import Stats
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog, Entry
     from inferloom.catalog.lifecycle import ModelBytes
+    from inferloom.gateway.configuration import Configuration
 
 _VERBS: dict[ModelKind, str] = {"generate": "generates text", "embed": "makes embeddings"}
 
@@ -34,10 +36,18 @@ class Service:
     """One serving gateway."""
 
     def __init__(
-        self, catalog: Catalog, config: Config, *, limits: Limits, telemetry: Telemetry | None = None
+        self,
+        catalog: Catalog,
+        config: Config,
+        *,
+        limits: Limits,
+        access: Access,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.catalog = catalog
         self.config = config
+        self.access = access
+        self.configuration: Configuration | None = None  # its file, where there is one
         self.exchanges = Exchanges(limits)
         self.watchers = Exchanges(limits)  # streams of events, which no shutdown waits for
         self.admission = Admission(
@@ -53,6 +63,14 @@ class Service:
             catalog.observe(telemetry.changed)
         self.draining = False
         self._starting = {entry.id for entry in catalog.entries() if not entry.config.lazy}
+
+    def take_server(self) -> None:
+        """`[server]` has changed: hand on what others keep of it."""
+        server = self.config.server
+        self.access.take(server)
+        self.admission.limit = server.max_concurrent_requests or DEFAULT_LIMIT
+        self.admission.patience = server.queue_timeout_secs
+        self.catalog.set_server(server)
 
     def resolve(self, call: Call, name: str | None) -> tuple[Entry, str]:
         """The model of a request, and the name its answer carries: as it was given, else the model's id."""
