@@ -343,13 +343,17 @@ class Catalog:
             else:
                 entry.move(successor)
         except BaseException:
-            if entry.residence is old:  # once requests have moved over, what is left is to wait for the old one's end
+            if (
+                entry.residence is old
+            ):  # once requests have moved over, what is left is to wait for the old one's end
                 entry.config = before
             raise
         finally:
             successor.in_change -= 1
 
     async def _replace(self, old: Residence, successor: Residence, entries: Sequence[Entry]) -> None:
+        # names may be the successor's before it is loaded: who wants to change those waits for this change all the same
+        self._change_of.setdefault(successor, self._change_of[old])
         successor.in_change += 1
         try:
             await replace(

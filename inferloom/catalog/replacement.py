@@ -58,8 +58,11 @@ async def _load_after(
         entry.move(successor)
     try:
         await successor.load(entries[0])
-    except InferloomError:
+    except BaseException as error:
         for entry in entries:
             entry.move(old)
-        await old.load(entries[0])
+        if isinstance(error, InferloomError):
+            await old.load(entries[0])
+        elif not successor.entries:  # nobody waits for the change any more
+            successor.depart(force=True, drain_secs=0.0)
         raise

@@ -339,9 +339,10 @@ class Residence:
         """Whether a load would find other files than the loaded model was made of."""
         if self.runner is None or self.runner.fingerprint is None:
             return False
+        loaded = self.runner.fingerprint  # its worker may die while the files are looked at
         fresh = self._around.make_runner(self.config, _nobody)
         await fresh.footprint(self.source())
-        return fresh.fingerprint != self.runner.fingerprint
+        return fresh.fingerprint != loaded
 
     async def _measure(self) -> None:
         runner, pid = self.runner, getattr(self.runner, "pid", None)
