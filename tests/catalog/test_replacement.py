@@ -139,6 +139,50 @@ async def test_two_changes_at_once_are_made_one_after_the_other(catalog: Catalog
     assert (await answer(catalog)).startswith("new")
 
 
+async def test_a_change_waits_for_one_that_is_still_loading_in_the_place_of_the_old(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("a")
+    options = {"weights_mb": 70, "load_secs": 0.2, "fail_load": "no luck"}
+    first = asyncio.create_task(catalog.change("a", driver=driver("first", **options)))
+    await becomes(lambda: catalog.status("a").state is State.LOADING)
+    second = asyncio.create_task(catalog.change("a", driver=driver("second", weights_mb=50)))
+    with pytest.raises(LoadFailed, match="no luck"):
+        await first
+    await second
+    assert await answer(catalog) == "second"
+    assert (len(pool.workers), catalog.ledger.used("cpu")) == (1, 50 << 20)
+    assert len(catalog.residences()) == 1
+
+
+async def test_a_change_that_is_cancelled_after_the_old_one_went_brings_that_back(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("a")
+    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=70, load_secs=30.0)))
+    await becomes(lambda: catalog.ledger.used("cpu") == 70 << 20)
+    change.cancel()
+    await asyncio.gather(change, return_exceptions=True)
+    assert await answer(catalog) == "old"
+    await becomes(lambda: len(pool.workers) == 1 and len(catalog.residences()) == 1)
+    assert catalog.ledger.used("cpu") == 40 << 20
+
+
+async def test_a_load_of_a_model_that_is_replaced_meanwhile_loads_what_took_its_place(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    async with catalog.lease("a"):
+        change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=70)))
+        await becomes(lambda: catalog.status("a").state is State.DRAINING)
+        load = asyncio.create_task(catalog.load("a"))
+        await asyncio.sleep(0)
+    status, _ = await asyncio.gather(load, change)
+    assert status.state is State.READY
+    assert await answer(catalog) == "new"
+    assert (len(pool.workers), catalog.ledger.used("cpu")) == (1, 70 << 20)
+    assert len(catalog.residences()) == 1
+
+
 async def test_a_reload_replaces_what_was_written_anew_and_nothing_else(
     pool: WorkerPool, tmp_path: Path
 ) -> None:

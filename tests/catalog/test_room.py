@@ -162,6 +162,13 @@ async def test_two_that_exclude_each_other_answer_in_turn_and_nobody_starves(cat
     assert sum(catalog.status(name).loads for name in "abc") <= 12
 
 
+async def test_loads_of_models_that_exclude_each_other_all_end(catalogs: Open) -> None:
+    catalog = catalogs(a=60, b=60)
+    await asyncio.wait_for(asyncio.gather(*(catalog.load(name) for name in "abababab")), 30)
+    assert len(loaded(catalog)) == 1
+    assert sum(catalog.status(name).loads for name in "ab") <= 8
+
+
 async def test_a_failed_load_gives_its_room_back(catalogs: Open) -> None:
     catalog = catalogs(a={"weights_mb": 60, "fail_load": "no luck"}, b=60)
     with pytest.raises(Exception, match="no luck"):
