@@ -14,11 +14,12 @@ from inferloom.catalog.arbiter import Arbiter, NoRoom
 from inferloom.catalog.entry import Entry, residence_key, shared_part
 from inferloom.catalog.lease import Lease
 from inferloom.catalog.ledger import Ledger
-from inferloom.catalog.lifecycle import ModelStatus, State, Transition
+from inferloom.catalog.lifecycle import ModelStatus, State, Transition, log_change
 from inferloom.catalog.names import Names
 from inferloom.catalog.planning import Plan, plan_of
 from inferloom.catalog.replacement import replace
-from inferloom.catalog.residence import Residence, Surroundings
+from inferloom.catalog.residence import Residence
+from inferloom.catalog.surroundings import Surroundings
 from inferloom.config.quantities import budgets
 from inferloom.config.schema import Config, ModelConfig, ServerConfig
 from inferloom.errors import Conflict, InferloomError, InvalidRequest, ModelNotFound, ModelUnavailable
@@ -59,7 +60,7 @@ class Catalog:
         self._created = int(time.time())
         self._change_of: dict[Residence, asyncio.Lock] = {}
         self._residences: dict[Residence, None] = {}  # in the order in which they were made
-        make = factory or _from_driver
+        make = factory or (lambda model, now, pool, died: make_runner(model, now, pool, on_death=died))
         self.ledger = Ledger(budgets(config.runtime.memory_budget, ram=ram_bytes()))
         arbiter = Arbiter(
             self.ledger,
@@ -177,7 +178,7 @@ class Catalog:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
         await entry.residence.load(entry)
         if keep_alive is not None:
-            entry.residence.keep_for(entry.id, keep_alive)
+            entry.keep(keep_alive)
         return entry.status()
 
     async def reload(self, name: str, *, keep_alive: float | None = None) -> ModelStatus:
@@ -191,7 +192,7 @@ class Catalog:
                 successor.inherit(old)
                 await self._replace(old, successor, old.entries)
         if keep_alive is not None:
-            entry.residence.keep_for(entry.id, keep_alive)
+            entry.keep(keep_alive)
         return entry.status()
 
     async def unload(self, name: str, *, force: bool = False, drain_secs: float | None = None) -> ModelStatus:
@@ -228,8 +229,7 @@ class Catalog:
         self._names = Names(models, default=self._names.default)
         entry = self._declare(model)
         entry.created = int(time.time())
-        if entry.state is State.READY:
-            self._tell(Transition(id=entry.id, old=State.DECLARED, new=State.READY, cause="shared"))
+        self._note_shared(entry)
         if load:
             self._begin(entry)
         return entry
@@ -243,8 +243,6 @@ class Catalog:
         """
         entry = self.resolve(name)
         async with self._changing(entry):
-            if self._entries.get(entry.id) is not entry:  # somebody else's removal was first
-                raise ModelNotFound(f"model not found: {entry.id!r} was removed.", param="model")
             if entry is self.default:
                 raise Conflict(
                     f"{entry.id!r} is the default model: choose another with PUT /v1/models/default first"
@@ -254,17 +252,16 @@ class Catalog:
                     raise Conflict(f"{entry.id!r} drafts for {other.id!r}: change or remove that first")
             if drain_secs is None:
                 drain_secs = self._config.server.drain_timeout_secs
-            leaving = asyncio.create_task(self._forget(entry, force, drain_secs), name=f"remove {entry.id}")
+            entry.removed = True
+            del self._entries[entry.id]
+            self._names = Names([one.config for one in self.entries()], default=self._names.default)
+            leaving = asyncio.create_task(self._retire(entry, force, drain_secs), name=f"remove {entry.id}")
             self._loads.add(leaving)
             leaving.add_done_callback(self._loads.discard)
             await asyncio.shield(leaving)
         return entry
 
-    async def _forget(self, entry: Entry, force: bool, drain_secs: float) -> None:
-        entry.removed = True
-        del self._entries[entry.id]
-        models = [one.config for one in self.entries()]
-        self._names = Names(models, default=self._names.default)
+    async def _retire(self, entry: Entry, force: bool, drain_secs: float) -> None:
         at = entry.residence
         if len(at.entries) == 1:
             await at.unload(force=force, drain_secs=drain_secs)
@@ -323,7 +320,7 @@ class Catalog:
             entry.pinned = changed.pin
         entry.config = changed
         if changed.keep_alive != before.keep_alive:
-            entry.residence.keeps(entry.id, entry.keep_alive)
+            entry.keeps()
         entry.residence.keep_again()
         self._around.arbiter.changed()
 
@@ -342,6 +339,7 @@ class Catalog:
                 await self._replace(old, successor, [entry])
             else:
                 entry.move(successor)
+                self._note_shared(entry)
         except BaseException:
             if (
                 entry.residence is old
@@ -374,6 +372,8 @@ class Catalog:
             async with self._change_of.setdefault(residence, asyncio.Lock()):
                 if entry.residence is not residence:
                     continue  # somebody else's change has moved it
+                if entry.removed:
+                    raise ModelNotFound(f"model not found: {entry.id!r} was removed.", param="model")
                 residence.in_change += 1
                 try:
                     yield residence
@@ -423,6 +423,10 @@ class Catalog:
         for entry in list(residence.entries):
             self._tell(msgspec.structs.replace(change, id=entry.id))
 
+    def _note_shared(self, entry: Entry) -> None:
+        if entry.state is State.READY:  # others of its names had it loaded
+            self._tell(Transition(id=entry.id, old=State.DECLARED, new=State.READY, cause="shared"))
+
     def _note_replaced(self, residence: Residence, entries: Sequence[Entry]) -> None:
         seconds = residence.report.seconds if residence.report is not None else None
         for entry in entries:
@@ -433,14 +437,7 @@ class Catalog:
             )
 
     def _tell(self, change: Transition) -> None:
-        if change.new is State.READY and change.load_seconds is not None:
-            log.info("%s: ready in %.2f s", change.id, change.load_seconds)
-        elif change.new is State.FAILED:
-            log.warning("%s: failed: %s", change.id, change.reason)
-        elif change.cause is not None:
-            log.info("%s: %s (%s)", change.id, change.new, change.reason or change.cause)
-        else:
-            log.info("%s: %s", change.id, change.new)
+        log_change(change)
         for observer in self._observers:
             observer(change)
 
@@ -449,9 +446,3 @@ class Catalog:
         for entry in list(told.entries):
             for observer in self._progress_observers:
                 observer(entry.id, progress)
-
-
-def _from_driver(
-    model: ModelConfig, config: Config, pool: WorkerPool, on_death: Callable[[InferloomError], None]
-) -> ModelRunner:
-    return make_runner(model, config, pool, on_death=on_death)

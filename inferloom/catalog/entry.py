@@ -62,11 +62,21 @@ class Entry:
         """The server's `keep_alive` is another one from now on."""
         self._server_keep_alive = keep_alive
         if self.config.keep_alive is None:
-            self.residence.keeps(self.id, self.keep_alive)
+            self.keeps()
+
+    def keep(self, seconds: float) -> None:
+        """It may stay idle for so long from now on, with 0 until one request has ended."""
+        self.residence.keeping.kept(self.id, keep=seconds)
+        self.residence.keep_again()
+
+    def keeps(self) -> None:
+        """Its `keep_alive` is another one: it counts from now."""
+        self.residence.keeping.changed(self.id, keep=self.keep_alive)
+        self.residence.keep_again()
 
     def move(self, residence: Residence) -> None:
         """From now on another residence answers for this name; leases stay where they were taken."""
-        self.residence.entries.remove(self)
+        self.residence.forget(self)
         self.residence = residence
         residence.entries.append(self)
 

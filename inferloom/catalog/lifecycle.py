@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,6 +11,8 @@ import msgspec
 
 from inferloom.errors import InferloomError, SourceNotFound
 from inferloom.types import ModelCard
+
+log = logging.getLogger("inferloom.catalog")
 
 
 class State(StrEnum):
@@ -106,3 +109,15 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = (
         None  # of a departure nobody asked for: evicted, expired; of what took its place: replaced
     )
+
+
+def log_change(change: Transition) -> None:
+    """One line of the log, as loud as what it says."""
+    if change.new is State.READY and change.load_seconds is not None:
+        log.info("%s: ready in %.2f s", change.id, change.load_seconds)
+    elif change.new is State.FAILED:
+        log.warning("%s: failed: %s", change.id, change.reason)
+    elif change.cause is not None:
+        log.info("%s: %s (%s)", change.id, change.new, change.reason or change.cause)
+    else:
+        log.info("%s: %s", change.id, change.new)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from inferloom.catalog.arbiter import Arbiter, NoRoom
+from inferloom.catalog.arbiter import NoRoom
 from inferloom.catalog.eviction import Resident
 from inferloom.catalog.flight import Flight
 from inferloom.catalog.keeping import Keeping
@@ -18,6 +15,7 @@ from inferloom.catalog.ledger import Reservation
 from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition
 from inferloom.catalog.loading import bring_in, place_of
 from inferloom.catalog.proportion import pss_bytes
+from inferloom.catalog.surroundings import Surroundings
 from inferloom.catalog.tries import Tries
 from inferloom.config.schema import ModelConfig
 from inferloom.errors import InferloomError, ModelUnavailable
@@ -27,23 +25,10 @@ from inferloom.types import Footprint, LoadProgress, LoadReport, ModelCard
 if TYPE_CHECKING:
     from inferloom.catalog.entry import Entry
 
-MakeRunner = Callable[[ModelConfig, Callable[[InferloomError], None]], ModelRunner]
-
 READING = 1e9  # bytes per second that a load is guessed to take where none was measured
 STARTING = 0.1  # seconds, likewise
 
 _numbers = itertools.count(1)
-
-
-class Surroundings(msgspec.Struct, frozen=True):
-    """What residences have in common."""
-
-    arbiter: Arbiter
-    make_runner: MakeRunner
-    changed: Callable[[Residence, Transition], None]
-    progressed: Callable[[Residence, LoadProgress], None]
-    rested: Callable[[Residence], None]  # its load or unload has ended
-    clock: Callable[[], float]
 
 
 class Residence:
@@ -187,7 +172,8 @@ class Residence:
         ready = self.state is State.READY
         if served and runner is self.runner and ready:
             self.tries.served()
-        self.keeping.used(name, keep=keep)
+        if any(entry.id == name for entry in self.entries):  # else it goes by that name no longer
+            self.keeping.used(name, keep=keep)
         if not self.leases:
             self._idle.set()
             if ready:
@@ -206,16 +192,6 @@ class Residence:
                 force=False, drain_secs=None, cause="expired", reason="it was idle for its keep_alive"
             )
 
-    def keep_for(self, name: str, keep: float) -> None:
-        """From now on it may stay idle for `keep` seconds as far as that name is concerned."""
-        self.keeping.kept(name, keep=keep)
-        self.keep_again()
-
-    def keeps(self, name: str, keep: float) -> None:
-        """What is configured for that name has changed."""
-        self.keeping.changed(name, keep=keep)
-        self.keep_again()
-
     def forget(self, entry: Entry) -> None:
         """It goes by that name no longer, and by others it does."""
         self.entries.remove(entry)
@@ -223,7 +199,7 @@ class Residence:
         self.keep_again()
 
     def keep_again(self) -> None:
-        """Something else decides now how long it stays: a pin was taken off."""
+        """Something else decides now how long it stays: a pin was taken off, another time was set."""
         if self.state is State.READY and not self.leases:
             self.keeping.start()
 

@@ -112,6 +112,89 @@ def check(
     print(summary(config_found))
 
 
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="Address of the server.  [default: INFERLOOM_URL, else port 8080]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
+
+
+@app.command()
+def plan(url: Url = None, as_json: Json = False) -> None:
+    """Say what has changed in the running server's file, and what each key takes to hold. Nothing is changed.
+
+    A wrong file is an error with its lines (exit 2).
+    """
+    _ask_server("plan", url, as_json)
+
+
+@app.command()
+def apply(url: Url = None, as_json: Json = False) -> None:
+    """Have the running server's file hold: only models that differ are touched, and they serve on meanwhile.
+
+    The exit status is 1 where a model could not be changed, which then is what it was. A wrong file changes nothing (exit 2).
+    """
+    answer = _ask_server("apply", url, as_json)
+    if answer["failed"]:
+        raise typer.Exit(1)
+
+
+def _ask_server(verb: str, url: str | None, as_json: bool) -> dict[str, Any]:
+    from inferloom.cli.models import server
+    from inferloom.cli.printing import print_json
+
+    answer = server(url).configuration(verb)
+    if as_json:
+        print_json(answer)
+    else:
+        print(_changes(answer))
+    return answer
+
+
+EFFECTS = {
+    "now": "at once",
+    "reload": "reload of {model}",
+    "restart": "restart of the server",
+    "added": "the model is added",
+    "removed": "the model is removed",
+}
+
+
+def _changes(answer: dict[str, Any]) -> str:
+    """The rows of a plan, or of what was applied, and a sentence where something is left to do."""
+    from inferloom.cli.printing import rows_of
+
+    rows = [
+        (
+            one["key"],
+            "" if one["before"] is None else _short(one["before"]),
+            "" if one["after"] is None else _short(one["after"]),
+            EFFECTS[one["effect"]].format(model=one["model"]),
+            _outcome(one),
+        )
+        for one in answer["changes"]
+    ]
+    if not rows:
+        return f"{answer['file']}: all of it holds"
+    lines = [rows_of(("KEY", "BEFORE", "AFTER", "TAKES", "DONE"), rows)]
+    if answer.get("restart"):
+        lines.append(f"start the server again for {', '.join(answer['restart'])}")
+    return "\n".join(lines)
+
+
+def _outcome(change: dict[str, Any]) -> str:
+    if "applied" not in change:
+        return ""
+    if change.get("error"):
+        return f"failed: {change['error']}"
+    return "yes" if change["applied"] else "no"
+
+
+def _short(value: Any) -> str:
+    text = _plain(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 @app.command()
 def migrate(
     config: File = None,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from inferloom.config.file import ConfigFile
 from inferloom.config.flags import from_flags
 from inferloom.config.forms import load_any
 from inferloom.config.schema import Config
@@ -40,7 +43,8 @@ def from_config(
 ) -> None:
     """Serve the models of a TOML or JSON configuration file."""
     _serve(
-        chosen(file, default_model_id=default_model_id, host=host, port=port, debug=debug),
+        file,
+        partial(chosen, file, default_model_id=default_model_id, host=host, port=port, debug=debug),
         check_config=check_config,
         dry_run=dry_run,
     )
@@ -57,18 +61,20 @@ def multi_model(
 ) -> None:
     """Serve the models of a configuration file: the older name of `from-config`."""
     _serve(
-        chosen(config, default_model_id=default_model_id, host=host, port=port, debug=debug),
+        config,
+        partial(chosen, config, default_model_id=default_model_id, host=host, port=port, debug=debug),
         check_config=check_config,
         dry_run=dry_run,
     )
 
 
-def _serve(config: Config, *, check_config: bool, dry_run: bool) -> None:
+def _serve(path: Path, read: Callable[[], Config], *, check_config: bool, dry_run: bool) -> None:
     from inferloom.cli.serving import check, plan, run
 
+    config = read()
     if check_config:
         check(config)
     elif dry_run:
         plan(config)
     else:
-        raise typer.Exit(run(config))
+        raise typer.Exit(run(config, file=ConfigFile(path, read)))

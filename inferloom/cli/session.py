@@ -98,6 +98,16 @@ class Session:
         answer: dict[str, Any] = self._checked(reply).json()
         return answer
 
+    def configuration(self, verb: str) -> dict[str, Any]:
+        """`plan` or `apply` for the server's own configuration file; its answer. Raises `Unsupported` where the server is
+        older than that."""
+        reply = self._transport.request("POST", f"/v1/config/{verb}", {})
+        if reply.status in (404, 405):
+            reply.close()
+            raise Unsupported(f"`config {verb}`", "the running server is older than this command.")
+        answer: dict[str, Any] = self._checked(reply).json()
+        return answer
+
     def metrics(self) -> str:
         """What `GET /metrics` says; empty where the server keeps none."""
         reply = self._transport.request("GET", "/metrics")

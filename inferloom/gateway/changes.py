@@ -35,7 +35,7 @@ async def add(service: Service, call: Call) -> None:
         raise Conflict(f"There are {MOST_MODELS} models already, which is the limit; delete one first.")
     model = _beginning(service, request)
     options.setdefault("lazy", True)
-    model = with_options(catalog.config, model, options)
+    model = _checked(service, model, options, name="id")
     entry = catalog.add(model, load=not model.lazy)
     call.model = entry.id
     service.events.configured(entry.id, "added")
@@ -73,7 +73,7 @@ async def change(service: Service, call: Call) -> None:
     _refuse_unknown(unknown)
     _refuse_operators(service, options)
     catalog = service.catalog
-    changed = with_options(catalog.config, entry.config, options)
+    changed = _checked(service, entry.config, options, name="aliases")
     from inferloom.catalog.changes import differing  # with the first change: the catalog is slow to import
 
     keys = differing(entry.config, changed)
@@ -81,6 +81,16 @@ async def change(service: Service, call: Call) -> None:
     if keys:
         service.events.configured(entry.id, "changed")
     await _answer(service, call, entry.id)
+
+
+def _checked(service: Service, model: ModelConfig, options: dict[str, Any], *, name: str) -> ModelConfig:
+    """`name`: the field of the request that gives names, should one be taken."""
+    try:
+        return with_options(service.catalog.config, model, options)
+    except InvalidRequest as error:
+        if error.param == "name":
+            error.param = name
+        raise
 
 
 async def remove(service: Service, call: Call) -> None:

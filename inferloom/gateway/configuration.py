@@ -16,7 +16,7 @@ from inferloom.config.quantities import budgets
 from inferloom.config.schema import Config, ServerConfig
 from inferloom.errors import ConfigError, Conflict, Forbidden, InferloomError
 from inferloom.gateway import log
-from inferloom.gateway.access import check_binding, is_loopback
+from inferloom.gateway.access import api_keys, check_binding, is_loopback
 from inferloom.gateway.call import Call
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.configuration import ConfigApplied, ConfigPlan, ConfigRow
@@ -61,6 +61,7 @@ class Configuration:
 
     async def _read(self) -> Config:
         config = await asyncio.to_thread(self.file.read)
+        api_keys(config.server)  # those of a file that is named in the environment, too
         check_binding(config.server)
         return config
 

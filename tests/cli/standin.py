@@ -30,6 +30,7 @@ class StandIn:
         cards: dict[str, dict[str, object]] | None = None,
         plan: dict[str, object] | None = None,
         told: list[tuple[str, dict[str, object]]] | None = None,
+        configuration: dict[str, object] | None = None,
     ) -> None:
         self.requests: list[dict[str, object]] = []
         self.authorizations: list[str | None] = []
@@ -41,11 +42,15 @@ class StandIn:
         self.plan = plan or {}
         self.metrics: list[str] = []  # one for each time they are asked for; the last one stays
         self._told = told or []
+        self.configuration = (
+            configuration  # what it answers to `config plan` and `apply`; None: the file is wrong
+        )
         self.closing = False  # set by whoever serves it: streams of events and loads end
         self.loading = threading.Event()
         newer = [
             Route("/v1/models/pin", self._pin, methods=["POST"]),
             Route("/v1/models/plan", self._plan, methods=["POST"]),
+            Route("/v1/config/{verb}", self._config, methods=["POST"]),
             Route("/metrics", self._metrics),
             Route("/v1/events", self._happenings),
         ]
@@ -100,6 +105,13 @@ class StandIn:
     async def _plan(self, request: Request) -> Response:
         body = await request.json()
         return JSONResponse({"model_id": body["model_id"], **self.plan})
+
+    async def _config(self, request: Request) -> Response:
+        if self.configuration is None:
+            error = {"message": "config.toml:3: server.port must be an integer", "code": "invalid_config"}
+            return JSONResponse({"error": error}, 400)
+        self.requests.append({"verb": request.path_params["verb"], **await request.json()})
+        return JSONResponse(self.configuration)
 
     async def _metrics(self, request: Request) -> Response:
         del request

@@ -1,10 +1,13 @@
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import jsonschema
 import pytest
+from cli.conftest import served
+from cli.standin import StandIn
 
 from inferloom.cli.app import main
 from inferloom.config.template import template
@@ -172,3 +175,64 @@ def test_without_a_file_every_command_says_how_to_get_one(run: Run, command: lis
     code, _, err = run(*command)
     assert code == 2
     assert "`inferloom config init` writes one" in err
+
+
+# --- of a running server --------------------------------------------------------------------------------------------
+
+CHANGES: list[dict[str, object]] = [
+    {"key": "server.port", "model": None, "before": 8080, "after": 9090, "effect": "restart"},
+    {"key": "model.a.driver.options.threads", "model": "a", "before": None, "after": 2, "effect": "reload"},
+    {"key": "model.b", "model": "b", "before": None, "after": "x/b", "effect": "added"},
+]
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A running server whose file has changed."""
+    standin = StandIn(configuration={"file": "config.toml", "changes": CHANGES})
+    with ExitStack() as stack:
+        monkeypatch.setenv("INFERLOOM_URL", served(standin, stack).url)
+        yield standin
+
+
+def test_plan_says_what_each_key_takes(run: Run, standin: StandIn) -> None:
+    assert run("plan") == (
+        0,
+        "KEY                             BEFORE  AFTER  TAKES\n"
+        "server.port                     8080    9090   restart of the server\n"
+        "model.a.driver.options.threads          2      reload of a\n"
+        'model.b                                 "x/b"  the model is added\n',
+        "",
+    )
+    assert standin.requests == [{"verb": "plan"}]
+    code, out, _ = run("plan", "--json")
+    assert (code, json.loads(out)) == (0, standin.configuration)
+
+
+def test_apply_says_what_is_left_to_do(run: Run, standin: StandIn) -> None:
+    done = [{**CHANGES[0], "applied": False, "error": None}, {**CHANGES[2], "applied": True, "error": None}]
+    standin.configuration = {"file": "f", "changes": done, "failed": [], "restart": ["server.port"]}
+    code, out, _ = run("apply")
+    assert (code, standin.requests) == (0, [{"verb": "apply"}])
+    rows = out.splitlines()
+    assert [row.split()[-1] for row in rows[:3]] == ["DONE", "no", "yes"]
+    assert rows[3] == "start the server again for server.port"
+
+
+def test_a_model_that_could_not_be_changed_fails_the_command(run: Run, standin: StandIn) -> None:
+    failed = {**CHANGES[1], "applied": False, "error": "it broke"}
+    standin.configuration = {"file": "f", "changes": [failed], "failed": ["a"], "restart": []}
+    code, out, _ = run("apply")
+    assert (code, "failed: it broke" in out) == (1, True)
+
+
+def test_nothing_to_do_is_said(run: Run, standin: StandIn) -> None:
+    standin.configuration = {"file": "f", "changes": [], "failed": [], "restart": []}
+    for verb in ("plan", "apply"):
+        assert run(verb) == (0, "f: all of it holds\n", "")
+
+
+def test_a_wrong_file_is_told_with_its_lines(run: Run, standin: StandIn) -> None:
+    standin.configuration = None
+    for verb in ("plan", "apply"):
+        assert run(verb) == (2, "", "error: config.toml:3: server.port must be an integer\n")

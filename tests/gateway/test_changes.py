@@ -130,8 +130,8 @@ async def test_what_reads_files_runs_code_or_takes_devices_is_the_operators(work
         ({"id": "b"}, 400, "alias_of"),
         ({"id": "b", "alias_of": "nobody"}, 404, "alias_of"),
         ({"id": "a", "alias_of": "a"}, 409, "id"),
-        ({"id": "b b", "alias_of": "a"}, 400, "name"),
-        ({"id": "load", "alias_of": "a"}, 400, "name"),
+        ({"id": "b b", "alias_of": "a"}, 400, "id"),
+        ({"id": "load", "alias_of": "a"}, 400, "id"),
         ({"id": "b", "alias_of": "a", "aliases": ["a"]}, 400, "aliases.0"),
         ({"id": "b", "alias_of": "a", "max_model_len": 0}, 400, "max_model_len"),
         ({"id": "b", "alias_of": "a", "keep_alive": "soon"}, 400, "keep_alive"),
@@ -209,7 +209,7 @@ async def test_a_change_to_nothing_changes_nothing(workers):
 async def test_a_name_that_is_taken_is_refused(workers):
     gateway = await workers(a={}, b={})
     response = await patch(gateway, "a", aliases=["b"])
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "name")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "aliases")
 
 
 # --- removing -------------------------------------------------------------------------------------------------------
