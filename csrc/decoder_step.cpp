@@ -130,18 +130,23 @@ void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue
     pieces[i] = piece_count(*jobs[i].weight, tile, tiles, team_.threads());
     in_tile += pieces[i];
   }
-  // All pieces of one tile of rows come first, then those of the next.
-  team_.share(tiles * in_tile, 1, [&](int piece, int) {
-    const int32_t row_begin = piece / in_tile * tile, row_end = std::min(row_begin + tile, rows_);
-    piece %= in_tile;
-    int i = 0;
-    while (piece >= pieces[i]) piece -= pieces[i++];
-    const int32_t blocks = jobs[i].weight->blocks();
-    const auto bound = [&](int32_t number) { return static_cast<int32_t>(int64_t{blocks} * number / pieces[i]); };
-    const int32_t begin = bound(piece), end = bound(piece + 1);
-    operators_.linear(jobs[i], begin, end, row_begin, row_end);
-    epilogue(jobs[i], begin, end, row_begin, row_end);
-  });
+  // All pieces of one tile of rows come first, then those of the next. Neighbouring pieces of a matrix are one call: each
+  // orders the activations anew, which few rows feel.
+  const auto work = [&](int from, int to) {
+    while (from < to) {
+      const int32_t row_begin = from / in_tile * tile, row_end = std::min(row_begin + tile, rows_);
+      int piece = from % in_tile, i = 0;
+      while (piece >= pieces[i]) piece -= pieces[i++];
+      const int together = std::min(to - from, pieces[i] - piece);
+      const int32_t blocks = jobs[i].weight->blocks();
+      const auto bound = [&](int32_t number) { return static_cast<int32_t>(int64_t{blocks} * number / pieces[i]); };
+      const int32_t begin = bound(piece), end = bound(piece + together);
+      operators_.linear(jobs[i], begin, end, row_begin, row_end);
+      epilogue(jobs[i], begin, end, row_begin, row_end);
+      from += together;
+    }
+  };
+  team_.share<true>(tiles * in_tile, 1, work);
   watch_.mark(stage);
   wait();
 }
@@ -270,10 +275,14 @@ void StepWorker::mlp(const DecoderLayer& layer) {
   const GatedJob job{&layer.gate, layer.up.present() ? &layer.up : nullptr, &input, &inner, spec_.activation};
   const int32_t tile = tile_rows(rows_, input), tiles = ceil_div(rows_, tile);
   const int32_t units = ceil_div(spec_.intermediate_size, kGatedUnit);
-  team_.share(tiles * units, 1, [&](int piece, int) {
-    const int32_t row_begin = piece / units * tile;
-    operators_.gated(job, piece % units, piece % units + 1, row_begin, std::min(row_begin + tile, rows_));
-  });
+  const auto work = [&](int from, int to) {
+    while (from < to) {
+      const int32_t row_begin = from / units * tile, first = from % units, together = std::min(to - from, units - first);
+      operators_.gated(job, first, first + together, row_begin, std::min(row_begin + tile, rows_));
+      from += together;
+    }
+  };
+  team_.share<true>(tiles * units, 1, work);
   watch_.mark(Stage::GATED);
   wait();
   project(Stage::DOWN, layer.down, inner, layer.mlp_out_norm);

@@ -96,7 +96,9 @@ class Team {
 
     // Calls work(begin, end) for pieces of at most `grain` units until all of [0, units) is taken; at most once between
     // two waits. Returns when nothing is left to take, while others may still be computing.
-    template <class Work>
+    //
+    // HALVES: of its own share a thread takes half of what is left at a time, where a piece costs something by itself.
+    template <bool HALVES = false, class Work>
     void share(int units, int grain, Work&& work) {
       if (threads_ == 1) {
         for (int begin = 0; begin < units; begin += grain) work(begin, std::min(begin + grain, units));
@@ -106,10 +108,11 @@ class Team {
         const int owner = index_ + i < threads_ ? index_ + i : index_ + i - threads_;
         const int first = bound(units, owner), last = bound(units, owner + 1);
         std::atomic<int>& taken = counter(parity_, owner);
-        while (taken.load(std::memory_order_relaxed) < last - first) {
-          const int begin = first + taken.fetch_add(grain, std::memory_order_relaxed);
+        for (int left; (left = last - first - taken.load(std::memory_order_relaxed)) > 0;) {
+          const int count = HALVES && i == 0 ? std::max(grain, left / 2) : grain;
+          const int begin = first + taken.fetch_add(count, std::memory_order_relaxed);
           if (begin >= last) break;
-          work(begin, std::min(begin + grain, last));
+          work(begin, std::min(begin + count, last));
         }
       }
     }
