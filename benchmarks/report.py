@@ -8,6 +8,8 @@ from bandwidth import Bandwidth
 from figures import Figures, table
 from rows import BANDWIDTH_SHARE, Row
 
+FAST = 45  # GB/s
+
 
 @dataclass
 class Result:
@@ -41,7 +43,24 @@ class Result:
             goal = f"; goal {BANDWIDTH_SHARE:.0%}" if self.row.name == "bf16-decode" else ""
             lines.append(f"of the memory's bandwidth, {percent} % read weights for us{goal}")
             lines.append(f"the memory beside our turns: {Figures(self.memory).text()} GB/s")
+            lines += self._by_memory()
         return "\n".join([*lines, *self.notes])
+
+    def _by_memory(self) -> list[str]:
+        """The ratio to each peer apart for the turns in slow and in fast memory, where there were both: a neighbour on the
+        machine decides which it is, and who waits for memory is helped by more of it, who computes is not."""
+        if self.ours is None:
+            return []
+        lines = []
+        for name in self.peers:
+            pairs = list(zip(self.values[self.ours], self.values[name], self.memory, strict=True))
+            for label, wanted in ((f"below {FAST} GB/s", False), (f"from {FAST} GB/s on", True)):
+                ratios = [mine / theirs for mine, theirs, memory in pairs if (memory >= FAST) is wanted]
+                if ratios and len(ratios) < len(pairs):
+                    lines.append(
+                        f"with the memory {label}: {Figures(ratios).text(2)} × {name}, {len(ratios)} turns"
+                    )
+        return lines
 
     def _table(self) -> str:
         unit = "tok/s" if self.row.is_ratio else "s"
