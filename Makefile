@@ -49,8 +49,9 @@ bench: build ## the benchmarks, beside peers started in the same run (about half
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/engine.py
 
-soak: $(VENV)/.serve ## 200 swaps of two models under request load: nothing lost, nothing left (about two minutes)
+soak: $(VENV)/.dev ## 200 swaps of four models under request load, then random histories of models (about ten minutes)
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+	$(BIN)/python -m pytest tests/catalog/test_state_machine.py --hypothesis-profile=soak --timeout=1800
 
 clean: ## remove the virtual environments and every cache of this checkout
 	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache inferloom/kernels/native/*.so
