@@ -200,6 +200,7 @@ def test_an_unload_answers_when_the_memory_is_back(house: Served) -> None:  # M9
     def held() -> int:
         return sum(pss_bytes(process.pid) or 0 for process in gateway_of(house).descendants)
 
+    change(house, "load", "large")  # once: what the first worker is forked from has come to be then
     change(house, "unload", "large")
     without = held()
     change(house, "load", "large")
