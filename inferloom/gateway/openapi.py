@@ -14,7 +14,7 @@ from inferloom.gateway.wire.answers import ChatResponse, CompletionResponse
 from inferloom.gateway.wire.changes import AddRequest, ChangedModel, ChangeRequest, RemovedModel
 from inferloom.gateway.wire.chat import ChatRequest
 from inferloom.gateway.wire.completions import OF_CHATS, CompletionRequest
-from inferloom.gateway.wire.configuration import ConfigApplied, ConfigPlan
+from inferloom.gateway.wire.configuration import ConfigApplied, ConfigPlan, NoFields
 from inferloom.gateway.wire.embeddings import EmbeddingRequest, EmbeddingResponse
 from inferloom.gateway.wire.errors import ErrorEnvelope
 from inferloom.gateway.wire.models import (
@@ -94,10 +94,10 @@ OPERATIONS: list[Operation] = [
         "/v1/config/plan",
         "post",
         "Tell what has changed in the server's configuration file",
-        None,
+        NoFields,
         ConfigPlan,
     ),
-    ("/v1/config/apply", "post", "Have the server's configuration file hold", None, ConfigApplied),
+    ("/v1/config/apply", "post", "Have the server's configuration file hold", NoFields, ConfigApplied),
     ("/tokenize", "post", "Token ids of a text", TokenizeRequest, TokenizeAnswer),
     ("/detokenize", "post", "Text of token ids", DetokenizeRequest, DetokenizeAnswer),
     ("/health", "get", "Whether the process answers", None, Health),
@@ -177,6 +177,7 @@ def _tell_all(components: dict[str, Any]) -> None:
     components["EmbeddingRequest"]["properties"]["input"] = {
         "anyOf": [{"type": "string", "minLength": 1}, *lists]
     }
+    components["NoFields"]["maxProperties"] = 0
     for schema in components.values():
         if schema.get("additionalProperties") is False:
             del schema["additionalProperties"]  # unknown fields are accepted, and named in a header

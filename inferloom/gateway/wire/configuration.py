@@ -8,6 +8,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 
+class NoFields(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request that takes nothing: no configuration comes from a request."""
+
+
 class ConfigRow(msgspec.Struct, kw_only=True):
     """One key. `effect`: it holds at once (now), its model is replaced while it serves (reload), the server must be started
     again (restart), or a model is added or removed."""
