@@ -1,31 +1,38 @@
-"""Where models ask for room: who may load now, who has to go for it, and who must be refused.
+"""Where models ask for room: who may load now, who has to yield or go for it, and who must be refused.
 
-Loads ask once their footprint is known and hold nothing while they wait, so that no two can wait for each other. Every
-change (a lease that ends, a worker that is gone, a new budget) has all who wait looked at again, in the order of
-priority and then of asking; the bytes that an earlier one waits for are not given to a later one.
+Loads ask once their footprint is known and hold nothing while they wait, so that no two can wait for each other. Whose
+turn it is `admission.next_load` says, looked at again at every change (a request that comes or ends, a worker that is
+gone, a new budget) and whenever time alone may change it. Room that is being made for one is given to no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import structs
 
-from inferloom.catalog.eviction import Resident, victims
+from inferloom.catalog import admission
+from inferloom.catalog.admission import Policy, Waiting, look_again_secs, next_load
+from inferloom.catalog.devices import Device, holding, kinds_of
+from inferloom.catalog.eviction import Resident, Victim, victims
 from inferloom.catalog.holdings import table
 from inferloom.catalog.ledger import Kinds, Ledger
+from inferloom.catalog.lifecycle import State
+from inferloom.catalog.pools import Pools
+from inferloom.catalog.prospects import expected_secs
+from inferloom.config.schema import ServerConfig
 from inferloom.errors import InferloomError, ModelUnavailable, OutOfMemory
-from inferloom.types import Footprint
+from inferloom.types import Footprint, LoadProgress
 
 if TYPE_CHECKING:
     from inferloom.catalog.residence import Residence
 
 log = logging.getLogger("inferloom.catalog")
-
-COMFORT = 4  # a model is squeezed to this part of the pages it wants before another one has to go for it
 
 
 class NoRoom(OutOfMemory):
@@ -36,24 +43,15 @@ class NoRoom(OutOfMemory):
         self.insisted = insisted
 
 
-class Ask(msgspec.Struct, frozen=True, eq=False):
+class Ask(msgspec.Struct, eq=False):
     """A load that waits for room."""
 
     guest: Residence
     footprint: Footprint
     granted: asyncio.Future[None]
-    number: int
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """What is to be done for one ask: grant `kinds`, have `ended` go, refuse with `error`; none of these is to wait."""
-
-    kinds: Kinds | None = None
-    ended: tuple[Residence, ...] = ()
-    error: InferloomError | None = None
-
-
-WAIT = Decision()
+    since: float
+    need: int = 0  # bytes it is loaded with at least, once its turn has come
+    told: str = ""  # how long it may take, as its status says
 
 
 class Arbiter:
@@ -64,22 +62,34 @@ class Arbiter:
         ledger: Ledger,
         residences: Callable[[], Collection[Residence]],
         *,
-        max_loaded: int | None,
+        server: ServerConfig,
         clock: Callable[[], float],
     ) -> None:
         self.ledger = ledger
-        self._residences = residences
-        self._max_loaded = max_loaded
-        self._clock = clock
-        self._asks: list[Ask] = []
-        self._number = 0
+        self.pools = Pools(ledger, self.changed)
+        self.residences = residences
+        self.clock = clock
+        self._asks: list[Ask] = []  # in the order of asking
+        self._turns: list[Ask] = []  # room is being made for these, in the order of their turns
         self._looking = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._take_rules(server)
+
+    def _take_rules(self, server: ServerConfig) -> None:
+        self.policy: Policy = server.swap_policy
+        self._max_loaded = server.max_loaded
+        self.max_waiting = server.max_waiting
+
+    def set_rules(self, server: ServerConfig) -> None:
+        """What `[server]` says of swapping from now on; what is loaded stays until room is asked for."""
+        self._take_rules(server)
+        self.changed()
 
     async def room(self, guest: Residence, footprint: Footprint) -> Kinds:
         """Returns when `guest.reservation` holds what is returned. Raises `NoRoom`; when cancelled nothing is held."""
-        self._number += 1
+        guest.footprint = footprint
         granted = asyncio.get_running_loop().create_future()
-        ask = Ask(guest, footprint, granted, self._number)
+        ask = Ask(guest, footprint, granted, self.clock())
         self._asks.append(ask)
         try:
             self._settle()
@@ -96,19 +106,15 @@ class Arbiter:
     def release(self, guest: Residence) -> None:
         """The memory has come back. Idempotent."""
         reservation, guest.reservation = guest.reservation, None
+        self.pools.forget(guest)
         if reservation is not None:
             self.ledger.release(reservation)
             self.changed()
 
     def set_budget(self, device: str, bytes_: int) -> None:
-        """What is too much from now on is unloaded, after its requests have ended."""
+        """What is too much from now on is given back, or unloaded after its requests have ended."""
         self.ledger.set_budget(device, bytes_)
         self._settle()
-
-    def set_max_loaded(self, count: int | None) -> None:
-        """From now on no more than that are loaded beside each other; what is there stays until room is asked for."""
-        self._max_loaded = count
-        self.changed()
 
     def changed(self) -> None:
         """Something ended or began: look again at all who wait, once the caller has finished what it does."""
@@ -120,165 +126,233 @@ class Arbiter:
         self._looking = False
         self._settle()
 
-    def queue(self) -> list[Ask]:
-        """The loads that wait for room, in the order in which they are looked at."""
-        open_ = [ask for ask in self._asks if not ask.granted.done()]
-        return sorted(open_, key=lambda ask: (-ask.guest.priority, ask.number))
+    def stop(self) -> None:
+        """Look no more by the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _settle(self) -> None:
-        for device in self.ledger.devices():
-            self._cut_down(device)
-        earlier: list[Ask] = []
-        for ask in self.queue():
-            decision = self.decide(ask.guest, ask.footprint, earlier, insists=ask.guest.insists)
-            for one in decision.ended:
-                one.evict(f"to make room for {ask.guest.id}")
-            if decision.kinds is not None:
-                guest = ask.guest
-                guest.reservation = self.ledger.reserve(guest.id, guest.device, decision.kinds)
-                ask.granted.set_result(None)
-            elif decision.error is not None:
-                ask.granted.set_exception(decision.error)
-            else:
-                earlier.append(ask)
+        self.stop()
+        self._turns = [ask for ask in self._turns if not ask.granted.done() and ask in self._asks]
+        yielding: set[Residence] = set()
+        again = math.inf
+        names = {*self.ledger.devices(), *(ask.guest.device for ask in self._asks)}
+        for name in sorted(names):
+            device = self.device(name)
+            if not self.pools.moving(name):
+                self._cut_down(device)
+            if self.pools.moving(name):  # the answer brings us back
+                yielding |= _yielding(device)
+                continue
+            yielding |= self._serve(device)
+            self._tell(device)
+            waiting, residents = self.snapshot(device)
+            again = min(again, look_again_secs(waiting, residents, policy=self.policy))
+        for one in self.residences():
+            one.turn.hold(one in yielding)
+        if math.isfinite(again):
+            self._timer = asyncio.get_running_loop().call_later(again + 1e-3, self.changed)
 
-    def _cut_down(self, device: str) -> None:
+    def device(self, name: str) -> Device:
+        """Its memory as it is now."""
+        return Device(name, self.residences, ledger=self.ledger, pools=self.pools, clock=self.clock)
+
+    def asks(self, device: Device) -> list[Ask]:
+        """The loads that wait for room there, in the order of asking."""
+        return [ask for ask in self._asks if ask.guest.device == device.name and not ask.granted.done()]
+
+    # --- who is served ----------------------------------------------------------------------------------------------
+
+    def _serve(self, device: Device) -> set[Residence]:
+        """Grant what can be granted and begin to make room; who is to yield."""
+        for ask in self.asks(device):
+            error = self.hopeless(device, ask.guest, ask.footprint)
+            if error is not None:
+                ask.granted.set_exception(error)
+        promised = 0
+        for ask in [ask for ask in self._turns if ask in self.asks(device)]:
+            feasible = ask.guest.insists and device.soon - promised >= ask.need
+            if feasible and not self.crowded(device, ask.guest, staying=True):
+                promised += self._grant(device, ask, promised)
+            else:  # it was not as it seemed
+                self._turns.remove(ask)
+        yielding: set[Residence] = set()
+        while waiting := [ask for ask in self.asks(device) if self._may_choose(ask)]:
+            decision = self._next(device, waiting, promised)
+            if decision is None:
+                break
+            ask = next(ask for ask in waiting if ask.guest.key == decision.model)
+            if not decision.ready:
+                yielding = {one for one in device.there if one.key in decision.yielding}
+                promised += ask.need
+                break
+            self._make_room(decision.victims, ask.guest)
+            self._turns.append(ask)
+            if self.pools.moving(device.name):
+                return _yielding(device)
+            promised += self._grant(device, ask, promised)
+        if not self.pools.moving(device.name):
+            self._modest(device, promised)
+        if not self.asks(device) and not device.coming and not self.pools.moving(device.name):
+            self.pools.grow(device.there, device.free)
+        return yielding
+
+    def _may_choose(self, ask: Ask) -> bool:
+        """Room is not being made for it, nor for one that excludes it."""
+        if not ask.guest.insists or ask in self._turns:
+            return False
+        return not any(ask.guest.groups & other.guest.groups for other in self._turns)
+
+    def _next(self, device: Device, asks: Sequence[Ask], promised: int) -> admission.Decision | None:
+        """Whose turn it is, and who makes room."""
+        seats = self.seats()
+        residents = device.residents(everywhere=seats is not None and seats < 1)
+        for ask in asks:
+            ask.need = device.need(ask.footprint)
+        waiting = [device.waiting(ask.guest, ask.need, since=ask.since) for ask in asks]
+        free = device.soon - promised
+        return next_load(waiting, residents, free=free, policy=self.policy, seats=seats)
+
+    def seats(self) -> int | None:
+        """How many more may be loaded, those taken off whose turn it is."""
+        if self._max_loaded is None:
+            return None
+        there = [one for one in holding(self.residences()) if not one.leaving]
+        return self._max_loaded - len(there) - len(self._turns)
+
+    def crowded(self, device: Device, guest: Residence, *, staying: bool = False) -> bool:
+        """Whether others must be gone before it may begin, however much memory there is; with `staying` others than those
+        that leave."""
+        there = [one for one in holding(self.residences()) if one not in (guest, guest.replaces)]
+        excluded = device.excluded(guest)
+        if staying:
+            there, excluded = ([one for one in all_ if not one.leaving] for all_ in (there, excluded))
+        return bool(excluded) or (self._max_loaded is not None and len(there) >= self._max_loaded)
+
+    def _grant(self, device: Device, ask: Ask, promised: int) -> int:
+        """Give it its room if that is there, else keep it: the bytes that are kept."""
+        guest = ask.guest
+        within = min(device.free, device.soon - promised)
+        if ask.need > within or self.crowded(device, guest):
+            return ask.need
+        if ask in self._turns:
+            self._turns.remove(ask)
+        kinds = device.share(ask.footprint, ask.need, within)
+        guest.reservation = self.ledger.reserve(guest.id, guest.device, kinds)
+        guest.granted_at = self.clock()
+        ask.granted.set_result(None)
+        return 0
+
+    def _modest(self, device: Device, promised: int) -> None:
+        """Those whom nobody waits for take what is free, or what others can spare; nobody goes for them."""
+        asks = [ask for ask in self.asks(device) if not ask.guest.insists]
+        for ask in sorted(asks, key=lambda ask: -ask.guest.priority):
+            guest, least = ask.guest, ask.footprint.least
+            seats = self.seats()
+            taken = seats is not None and seats + (guest.replaces is not None) < 1
+            kept = any(guest.groups & other.guest.groups for other in self._turns)
+            if taken or kept or self.crowded(device, guest, staying=True):
+                ask.granted.set_exception(self._too_much(guest, ask.footprint, insists=False))
+                continue
+            fixed = [structs.replace(one, leased=True) for one in device.residents()]
+            for need in (device.need(ask.footprint), least):
+                found = victims(fixed, need=need, free=device.soon - promised)
+                if found is not None:
+                    ask.need = need
+                    self._make_room(found, guest)
+                    promised += self._grant(device, ask, promised) if not found else need
+                    break
+            else:
+                ask.granted.set_exception(self._too_much(guest, ask.footprint, insists=False))
+            if self.pools.moving(device.name):
+                return
+
+    def _make_room(self, found: Sequence[Victim], guest: Residence) -> None:
+        known = {one.key: one for one in holding(self.residences())}
+        for victim in found:
+            if victim.ends:
+                known[victim.id].evict(f"to make room for {guest.id}")
+            else:
+                self.pools.take(known[victim.id], victim.bytes)
+
+    def _cut_down(self, device: Device) -> None:
         """After a budget was lowered: who goes so that what is left fits."""
-        there = self._holding(device)
-        missing = -(self.ledger.free(device) + self._leaving(there))
+        missing = -device.soon - sum(self.pools.coming(one) for one in device.there)
         if missing <= 0:
             return
-        able = [one for one in there if one.evictable(self._clock())]
-        chosen = self._cheapest(able, need=missing)
-        for one in able if chosen is None else chosen:
-            log.warning("%s is unloaded: the memory budget of %s was lowered", one.id, device)
-            one.evict("the memory budget was lowered")
-
-    # --- deciding ---------------------------------------------------------------------------------------------------
-
-    def decide(
-        self, guest: Residence, footprint: Footprint, earlier: Sequence[Ask], *, insists: bool
-    ) -> Decision:
-        """What an ask leads to now. Changes nothing."""
-        device = guest.device
-        there = [one for one in self._holding(device) if one is not guest]
-        ours = [ask.footprint.least for ask in earlier if ask.guest.device == device]
-        now = self.ledger.free(device)
-        soon = (
-            now + self._leaving(there) - sum(ours)
-        )  # once all who leave are gone and those before us have theirs
-        within = min(now, soon)
-        least, wanted = _kinds(footprint, footprint.kv_least), _kinds(footprint, footprint.kv_pages)
-        comfort = _kinds(footprint, max(footprint.kv_least, footprint.kv_pages // COMFORT))
-        fixed = sum(self._total(one) for one in there if one.pinned)
-        if least.total > self.ledger.budget(device) - fixed:
-            return Decision(error=self._too_much(guest, footprint, insists=insists))
-        seats = self._crowd(guest, earlier)
-        if comfort.total <= within and not seats:
-            return Decision(kinds=self._as_much(footprint, within, wanted))
-        if comfort.total <= soon and all(one.leaving for one in seats):
-            return WAIT
-        if not insists:
-            if least.total <= within and not seats:
-                return Decision(kinds=self._as_much(footprint, within, wanted))
-            return Decision(error=self._too_much(guest, footprint, insists=False))
-        ended = [one for one in seats if not one.leaving]
-        for one in ended:
-            if one.pinned:
-                return Decision(error=_in_the_way(guest, one))
-        if any(not self._may_end(one, guest) for one in ended):
-            return WAIT
-        for goal in (comfort, least):
-            if goal.total <= within and not seats:
-                return Decision(kinds=self._as_much(footprint, within, wanted))
-            able = [one for one in there if self._may_end(one, guest) and one not in ended]
-            free = soon + sum(self._total(one) for one in ended if one.device == device)
-            idle = [one for one in able if not one.leases]
-            for choice in (idle, able):
-                chosen = self._cheapest(choice, need=goal.total, free=free)
-                if chosen is not None:
-                    return Decision(ended=(*ended, *chosen))
-        return WAIT  # for those that load, or have requests that come before ours
-
-    def _crowd(self, guest: Residence, earlier: Sequence[Ask]) -> list[Residence]:
-        """Who must be gone before `guest` may come, however much memory there is: the others of its groups, and the cheapest
-        ones above `max_loaded`. Those that leave already come first."""
-        all_ = [one for one in self._holding(None) if one is not guest and one is not guest.replaces]
-        crowd = [one for one in all_ if one.groups & guest.groups]
-        if self._max_loaded is None:
-            return crowd
-        over = len(all_) + len(earlier) + 1 - self._max_loaded - len(crowd)
-        rest = [one for one in all_ if one not in crowd]
-        going = [one for one in rest if one.leaving]
-        crowd += going[: max(0, over)]
-        over -= len(going)
-        if over > 0:
-            able = [one for one in rest if not one.leaving and self._may_end(one, guest)]
-            seats = [msgspec.structs.replace(self._resident(one), bytes=1, leased=False) for one in able]
-            chosen = victims(_one_device(seats), need=over, free=0)
-            ids = {one.id for one in chosen or []}
-            last = sorted((one for one in rest if not one.leaving), key=lambda one: one.pinned)
-            crowd += [one for one in able if one.key in ids] if chosen is not None else last[:over]
-        return crowd
-
-    def _may_end(self, one: Residence, guest: Residence) -> bool:
-        """Idle ones of any priority; of those with requests, none of a higher priority than who asks."""
-        if not one.evictable(self._clock()) or one is guest.replaces:
-            return False
-        return not one.leases or one.priority <= guest.priority
-
-    def _cheapest(
-        self, able: Sequence[Residence], *, need: int, free: int = 0
-    ) -> tuple[Residence, ...] | None:
-        residents = [msgspec.structs.replace(self._resident(one), leased=False) for one in able]
-        chosen = victims(residents, need=need, free=free)
-        if chosen is None:
-            return None
-        ids = {one.id for one in chosen if one.ends}
-        return tuple(one for one in able if one.key in ids)
-
-    def _resident(self, one: Residence) -> Resident:
-        return one.resident(self._clock(), self._total(one))
-
-    def _holding(self, device: str | None) -> list[Residence]:
-        return [
-            one
-            for one in self._residences()
-            if one.reservation is not None and device in (None, one.reservation.device)
+        known = {one.key: one for one in device.there}
+        residents = [
+            structs.replace(one, leased=known[one.id].state is not State.READY) for one in device.residents()
         ]
+        chosen = victims(residents, need=missing, free=0)
+        if chosen is None:
+            ending = [one for one in residents if not one.leased and not one.pinned]
+            chosen = [Victim(resident=one, bytes=one.bytes, ends=True) for one in ending]
+            chosen += [
+                Victim(resident=one, bytes=one.shrinkable, ends=False)
+                for one in residents
+                if one.shrinkable and one not in ending
+            ]
+        for victim in chosen:
+            one = known[victim.id]
+            if victim.ends:
+                log.warning("%s is unloaded: the memory budget of %s was lowered", one.id, device.name)
+                one.evict("the memory budget was lowered")
+            else:
+                self.pools.take(one, victim.bytes)
 
-    def _leaving(self, there: Sequence[Residence]) -> int:
-        return sum(self._total(one) for one in there if one.leaving)
+    # --- what is told -------------------------------------------------------------------------------------------------
 
-    def _total(self, one: Residence) -> int:
-        return 0 if one.reservation is None else self.ledger.of(one.reservation).total
+    def _tell(self, device: Device) -> None:
+        """Have the status of who waits say for how long."""
+        for ask in self.asks(device):
+            seconds = expected_secs(self, ask.guest)
+            text = "" if seconds is None else f"about {max(1, math.ceil(seconds))} s"
+            if text != ask.told:
+                ask.told = text
+                ask.guest.note_progress(LoadProgress("room", detail=text))
 
-    def _as_much(self, footprint: Footprint, within: int, wanted: Kinds) -> Kinds:
-        """As many pages as were wanted, else as fit."""
-        if wanted.total <= within:
-            return wanted
-        pages = (within - footprint.weights - footprint.workspace) // footprint.kv_page
-        return _kinds(footprint, pages)
+    def snapshot(self, device: Device, *, every: bool = False) -> tuple[list[Waiting], list[Resident]]:
+        """`every`: those whose turn it is as well."""
+        asks = [ask for ask in self.asks(device) if every or (ask.guest.insists and ask not in self._turns)]
+        waiting = [
+            device.waiting(ask.guest, ask.need or device.need(ask.footprint), since=ask.since) for ask in asks
+        ]
+        return waiting, device.residents()
+
+    # --- who is refused ---------------------------------------------------------------------------------------------
+
+    def hopeless(self, device: Device, guest: Residence, footprint: Footprint) -> InferloomError | None:
+        """Why it cannot be loaded whoever goes."""
+        if footprint.least > device.most:
+            return self._too_much(guest, footprint, insists=guest.insists)
+        if not guest.insists:
+            return None
+        pinned = [one for one in holding(self.residences()) if one.pinned and not one.leaving]
+        for one in device.excluded(guest):
+            if one in pinned:
+                return _in_the_way(guest, one)
+        pinned = [one for one in pinned if one not in (guest, guest.replaces)]
+        if self._max_loaded is not None and len(pinned) >= self._max_loaded:
+            return _in_the_way(guest, pinned[0])
+        return None
 
     def _too_much(self, guest: Residence, footprint: Footprint, *, insists: bool) -> NoRoom:
         device = guest.device
-        least = _kinds(footprint, footprint.kv_least)
+        least = kinds_of(footprint, footprint.kv_least)
         return NoRoom(
             f"{guest.id} needs {_mib(least.total)} of {device} (weights {_mib(least.weights)}, KV {_mib(least.kv)}, "
             f"workspace {_mib(least.workspace)}), of the budget of {_mib(self.ledger.budget(device))} "
             f"{_mib(max(0, self.ledger.free(device)))} are free"
-            + table(self._holding(device), self.ledger)
+            + table(self.device(device).there, self.ledger)
             + "\nUnload or unpin one of these, or raise [runtime] memory_budget.",
             insisted=insists,
         )
 
 
-def _kinds(footprint: Footprint, pages: int) -> Kinds:
-    return Kinds(weights=footprint.weights, kv=footprint.kv_page * pages, workspace=footprint.workspace)
-
-
-def _one_device(residents: list[Resident]) -> list[Resident]:
-    return [msgspec.structs.replace(one, device="seats") for one in residents]
+def _yielding(device: Device) -> set[Residence]:
+    return {one for one in device.there if one.turn.yielding}
 
 
 def _in_the_way(guest: Residence, one: Residence) -> ModelUnavailable:

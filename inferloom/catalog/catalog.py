@@ -14,7 +14,7 @@ from inferloom.catalog.arbiter import Arbiter, NoRoom
 from inferloom.catalog.entry import Entry, residence_key, shared_part
 from inferloom.catalog.lease import Lease
 from inferloom.catalog.ledger import Ledger
-from inferloom.catalog.lifecycle import ModelStatus, State, Transition, log_change
+from inferloom.catalog.lifecycle import ModelStatus, State, Transition, log_change, measured
 from inferloom.catalog.names import Names
 from inferloom.catalog.planning import Plan, plan_of
 from inferloom.catalog.replacement import replace
@@ -65,7 +65,7 @@ class Catalog:
         arbiter = Arbiter(
             self.ledger,
             lambda: self._residences,
-            max_loaded=config.server.max_loaded,
+            server=config.server,
             clock=time.monotonic,
         )
         self._around = Surroundings(
@@ -274,11 +274,11 @@ class Catalog:
         self._tidy()
 
     def set_server(self, server: ServerConfig) -> None:
-        """What `[server]` says of models from now on: `keep_alive`, `max_loaded`, the time to drain."""
+        """What `[server]` says of models from now on: `keep_alive`, how they are swapped, the time to drain."""
         self._config = msgspec.structs.replace(self._config, server=server)
         for entry in self.entries():
             entry.server_keeps(server.keep_alive)
-        self._around.arbiter.set_max_loaded(server.max_loaded)
+        self._around.arbiter.set_rules(server)
 
     def set_budget(self, bytes_: Mapping[str, int]) -> None:
         """New budgets by device; what no longer fits is unloaded when its requests have ended."""
@@ -428,13 +428,9 @@ class Catalog:
             self._tell(Transition(id=entry.id, old=State.DECLARED, new=State.READY, cause="shared"))
 
     def _note_replaced(self, residence: Residence, entries: Sequence[Entry]) -> None:
-        seconds = residence.report.seconds if residence.report is not None else None
+        known = measured(residence.report)
         for entry in entries:
-            self._tell(
-                Transition(
-                    id=entry.id, old=State.READY, new=State.READY, load_seconds=seconds, cause="replaced"
-                )
-            )
+            self._tell(Transition(id=entry.id, old=State.READY, new=State.READY, cause="replaced", **known))
 
     def _tell(self, change: Transition) -> None:
         log_change(change)

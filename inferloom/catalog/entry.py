@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import msgspec
 
+from inferloom.catalog import prospects
 from inferloom.catalog.lifecycle import ModelStatus, State, status_word
+from inferloom.catalog.line import Line
 from inferloom.catalog.residence import Residence
 from inferloom.config.quantities import keep_alive_secs
 from inferloom.config.schema import ModelConfig
-from inferloom.errors import ModelNotFound, RequestTimeout
+from inferloom.errors import ModelNotFound, ModelUnavailable, RateLimited, RequestTimeout
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.presented import Presented
 
@@ -30,7 +33,7 @@ class Entry:
         self.config = config
         self.created = created  # Unix time
         self.pinned = config.pin
-        self.waiting = 0  # requests that wait for it
+        self.line = Line(time.monotonic)  # of requests that wait for it
         self.leases = 0  # requests that hold it
         self.removed = False  # it is no model of the server any more
         self._server_keep_alive = keep_alive
@@ -80,6 +83,16 @@ class Entry:
         self.residence = residence
         residence.entries.append(self)
 
+    @property
+    def expected_secs(self) -> float | None:
+        """Until those who wait are served, where that depends on others' memory and can be told."""
+        at = self.residence
+        if at.state is State.READY:
+            waits = at.turn.yielding
+        else:
+            waits = at.progress is not None and at.progress.stage == "room" and at.reservation is None
+        return prospects.expected_secs(at.arbiter, at) if waits else None
+
     def status(self) -> ModelStatus:
         at = self.residence
         coming = at.successor if at.successor is not None and at.successor.state in _LOADING else None
@@ -95,10 +108,12 @@ class Entry:
             detail=loading.detail if loading else "",
             reason=at.tries.error.message if failed and at.tries.error else None,
             retry_at=at.tries.retry_at if failed else None,
-            card=at.card,
+            card=at.card if at.runner is None else at.runner.card(),  # its pages may be others by now
             pid=getattr(at.runner, "pid", None),
             leases=self.leases,
-            waiting=self.waiting,
+            waiting=len(self.line),
+            yielding=at.state is State.READY and at.turn.yielding,
+            expected_secs=self.expected_secs,
             loads=at.loads,
             load_seconds=at.report.seconds if at.report else None,
             stages=at.report.stages if at.report else {},
@@ -119,23 +134,48 @@ class Entry:
     async def acquire(self, *, deadline: float | None) -> tuple[Residence, ModelRunner]:
         """The loaded model's runner, counted until `release`. Loads it first where that is needed.
 
-        Raises `RequestTimeout` at the deadline, `ModelUnavailable` and `LoadFailed` where it cannot be had.
+        Raises `RequestTimeout` at the deadline, `ModelUnavailable` and `LoadFailed` where it cannot be had, `RateLimited`
+        where too many wait for it.
         """
-        self.waiting += 1
+        self.residence.holders.asked()
+        if not self.residence.open:
+            await self._wait(deadline)
+        self.leases += 1
+        return self.residence, self.residence.take()
+
+    async def _wait(self, deadline: float | None) -> None:
+        self._refuse(math.inf if deadline is None else max(0.0, deadline - time.monotonic()))
+        ticket = self.line.join()
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                while self.residence.state is not State.READY:
+                while not (self.residence.open or (ticket.admitted and self.state is State.READY)):
                     if self.removed:
                         raise ModelNotFound(f"model not found: {self.id!r} was removed.", param="model")
                     await self.residence.become_ready(self, paced=True)
         except TimeoutError:
+            retry_after = self.expected_secs or 1.0
             raise RequestTimeout(
-                f"the model {self.id} was not loaded in time ({self.state})", retry_after=1.0
+                f"the model {self.id} was not loaded in time ({self.state})", retry_after=retry_after
             ) from None
         finally:
-            self.waiting -= 1
-        self.leases += 1
-        return self.residence, self.residence.take()
+            self.line.leave(ticket)
+            self.residence.left()
+
+    def _refuse(self, seconds: float) -> None:
+        """Raise where a request that can wait for so long had better not."""
+        at = self.residence
+        refusal = prospects.refusal(at.arbiter, at, len(self.line), deadline_secs=seconds)
+        if refusal is None:
+            return
+        if refusal.full:
+            raise RateLimited(
+                f"{len(self.line)} requests wait for the model {self.id} already ([server] max_waiting)",
+                retry_after=refusal.retry_after,
+            )
+        raise ModelUnavailable(
+            f"the model {self.id} must be loaded first, which takes longer than the {seconds:.1f} s that there are for it",
+            retry_after=refusal.retry_after,
+        )
 
     def release(
         self, residence: Residence, runner: ModelRunner, *, served: bool, keep_alive: float | None

@@ -6,11 +6,12 @@ import logging
 import math
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
 from inferloom.errors import InferloomError, SourceNotFound
-from inferloom.types import ModelCard
+from inferloom.types import LoadReport, ModelCard
 
 log = logging.getLogger("inferloom.catalog")
 
@@ -83,6 +84,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     leases: int = 0  # requests that hold the model
     waiting: int = 0  # requests that wait for it
+    yielding: bool = False  # it is loaded and gives no leases: others need its room
+    expected_secs: float | None = (
+        None  # until those who wait are served, where that depends on others' memory
+    )
     loads: int = 0  # completed since the start
     load_seconds: float | None = None  # of the last one
     stages: dict[str, float] = {}  # of the last load, seconds
@@ -106,9 +111,15 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     new: State
     reason: str | None = None
     load_seconds: float | None = None  # with `ready`
+    stages: dict[str, float] = {}  # with `ready`: seconds of each stage of the load
     cause: str | None = (
         None  # of a departure nobody asked for: evicted, expired; of what took its place: replaced
     )
+
+
+def measured(report: LoadReport | None) -> dict[str, Any]:
+    """What a transition says of the load that led to it."""
+    return {} if report is None else {"load_seconds": report.seconds, "stages": report.stages}
 
 
 def log_change(change: Transition) -> None:

@@ -63,12 +63,16 @@ async def _bring_in(
     report = await runner.load_weights(devices, source, progress)
     if report is None:
         return runner, None
-    _give_back_spare(guest, arbiter, kv_bytes=report.card.kv_bytes)
+    if footprint is not None:
+        _give_back_spare(guest, arbiter, kv_bytes=report.card.kv_pages * footprint.kv_page)
+    runner.on_resized = lambda: arbiter.pools.note(guest)
+    found = opened - begun
+    packed = min(found, report.stages.get("pack", 0.0))
     # the wait for others to go is no time of this model's
     return runner, msgspec.structs.replace(
         report,
-        seconds=opened - begun + report.seconds,
-        stages={"open": opened - begun, "room": waited - opened, **report.stages},
+        seconds=found + report.seconds,
+        stages={"open": found - packed, "room": waited - opened, **report.stages},
     )
 
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from inferloom.catalog.devices import kinds_of
+from inferloom.catalog.durations import load_secs
 from inferloom.catalog.ledger import Kinds
 from inferloom.catalog.lifecycle import State
-from inferloom.catalog.residence import READING, STARTING
+from inferloom.catalog.prospects import outlook
 
 if TYPE_CHECKING:
     from inferloom.catalog.arbiter import Arbiter
@@ -23,7 +25,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     loaded: bool
     fits: bool | None = None
     device: str
-    needs: Kinds | None = None  # with the pages it would get, or wants where they are not free yet
+    needs: Kinds | None = None  # with the pages that it would get at least
     free: int = 0  # bytes of the device
     evicts: tuple[str, ...] = ()  # models, in no order
     waits: bool = False  # for others that load, leave or have requests
@@ -44,22 +46,16 @@ async def plan_of(entry: Entry, arbiter: Arbiter) -> Plan:
     footprint = await at.expected()
     if footprint is None:
         return Plan(model=entry.id, loaded=False, device=at.device, free=free, seconds=measured)
-    needs = Kinds(
-        weights=footprint.weights,
-        kv=footprint.kv_page * footprint.kv_pages,
-        workspace=footprint.workspace,
-    )
-    decision = arbiter.decide(at, footprint, arbiter.queue(), insists=True)
-    seconds = STARTING + footprint.least / READING if measured is None else measured
+    found = outlook(arbiter, at, footprint)
     return Plan(
         model=entry.id,
         loaded=False,
-        fits=decision.error is None,
+        fits=found.error is None,
         device=at.device,
-        needs=needs if decision.kinds is None else decision.kinds,
+        needs=found.kinds or kinds_of(footprint, footprint.kv_least),
         free=free,
-        evicts=tuple(one.id for victim in decision.ended for one in victim.entries),
-        waits=decision.error is None and decision.kinds is None and not decision.ended,
-        seconds=seconds if decision.error is None else None,
-        reason=None if decision.error is None else decision.error.message,
+        evicts=tuple(one.id for victim in found.ended for one in victim.entries),
+        waits=found.waits,
+        seconds=load_secs(at.report, footprint.least) if found.error is None else None,
+        reason=None if found.error is None else found.error.message,
     )

@@ -6,17 +6,18 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING
 
-from inferloom.catalog.arbiter import NoRoom
-from inferloom.catalog.eviction import Resident
+from inferloom.catalog.arbiter import Arbiter, NoRoom
 from inferloom.catalog.flight import Flight
 from inferloom.catalog.keeping import Keeping
+from inferloom.catalog.leases import Leases
 from inferloom.catalog.leaving import Departure
 from inferloom.catalog.ledger import Reservation
-from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition
+from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition, measured
 from inferloom.catalog.loading import bring_in, place_of
 from inferloom.catalog.proportion import pss_bytes
 from inferloom.catalog.surroundings import Surroundings
 from inferloom.catalog.tries import Tries
+from inferloom.catalog.turn import Turn
 from inferloom.config.schema import ModelConfig
 from inferloom.errors import InferloomError, ModelUnavailable
 from inferloom.runners.base import ModelRunner, WeightSource
@@ -24,9 +25,6 @@ from inferloom.types import Footprint, LoadProgress, LoadReport, ModelCard
 
 if TYPE_CHECKING:
     from inferloom.catalog.entry import Entry
-
-READING = 1e9  # bytes per second that a load is guessed to take where none was measured
-STARTING = 0.1  # seconds, likewise
 
 _numbers = itertools.count(1)
 
@@ -51,7 +49,10 @@ class Residence:
         self.report: LoadReport | None = None
         self.progress: LoadProgress | None = None
         self.tries = Tries(around.clock)
-        self.leases = 0
+        self.footprint: Footprint | None = None  # of the last load that asked for room
+        self.granted_at = 0.0  # when that got it
+        self.holders = Leases(around.clock)
+        self.turn = Turn(self.entries)
         self.loads = 0
         self.evictions = 0
         self.freed_bytes: int | None = None
@@ -59,15 +60,12 @@ class Residence:
         self.place = place_of(config.weights)
         self.keeping = Keeping(self._expire, clock=around.clock)
         self._around = around
-        self._used_at = around.clock()
         self._measured: int | None = None
         self._insisting = 0
         self._asked_by: Entry | None = None  # who the load in progress began for
         self._flight: Flight | None = None
         self._departure: Departure | None = None
         self._measuring: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._closed = False
 
     # --- what is known ----------------------------------------------------------------------------------------------
@@ -75,12 +73,32 @@ class Residence:
     @property
     def waiting(self) -> int:
         """Requests that wait for it."""
-        return sum(entry.waiting for entry in self.entries)
+        return self.turn.waiting
+
+    @property
+    def wanted_by(self) -> int:
+        """Those who wait for it to be loaded, requests and others."""
+        return max(1, self.waiting + self._insisting)
+
+    @property
+    def leases(self) -> int:
+        """Requests that hold it."""
+        return self.holders.count
+
+    @property
+    def open(self) -> bool:
+        """Whether a request that comes now is served at once."""
+        return self.state is State.READY and not self.turn.yielding
 
     @property
     def insists(self) -> bool:
         """Whether somebody wants it now, so that others may have to go for it."""
         return self._insisting > 0 or self.waiting > 0
+
+    @property
+    def arbiter(self) -> Arbiter:
+        """Who decides about its room."""
+        return self._around.arbiter
 
     @property
     def pinned(self) -> bool:
@@ -121,26 +139,10 @@ class Residence:
             error=measured / kinds.total - 1 if measured is not None and kinds.total else None,
         )
 
-    def evictable(self, now: float) -> bool:
-        """Whether it is in memory, and nobody's wish keeps it there or is just about to be served."""
-        if self.state is not State.READY or self.leaving or self.pinned or self.successor is not None:
-            return False
-        return not self.waiting
-
-    def resident(self, now: float, bytes_: int) -> Resident:
-        """As the policies see it."""
-        seconds = self.report.seconds if self.report else STARTING + bytes_ / READING
-        return Resident(
-            id=self.key,
-            device=self.device,
-            bytes=bytes_,
-            idle_secs=0.0 if self.leases else max(0.0, now - self._used_at),
-            reload_secs=seconds,
-            priority=self.priority,
-            pinned=self.pinned,
-            leased=self.leases > 0,
-            waiting=self.waiting,
-        )
+    @property
+    def stays(self) -> bool:
+        """Whether it may go for nobody."""
+        return self.pinned or self.successor is not None
 
     def source_is_gone(self) -> bool:
         """Whether a model that is not loaded could not be: its folder or file is not there any more."""
@@ -160,29 +162,31 @@ class Residence:
     def take(self) -> ModelRunner:
         """A lease on a model that is ready."""
         assert self.state is State.READY and self.runner is not None
-        self.leases += 1
-        self._idle.clear()
+        self.holders.take()
         self.keeping.stop()
         return self.runner
 
     def give_back(self, runner: ModelRunner, *, name: str, keep: float, served: bool) -> None:
         """`served`: nothing went wrong, so what crashed before is forgotten. `keep`: seconds it may stay idle now."""
-        self.leases -= 1
-        self._used_at = self._around.clock()
+        self.holders.give_back()
         ready = self.state is State.READY
         if served and runner is self.runner and ready:
             self.tries.served()
         if any(entry.id == name for entry in self.entries):  # else it goes by that name no longer
             self.keeping.used(name, keep=keep)
         if not self.leases:
-            self._idle.set()
             if ready:
                 self.keeping.start()
             self._around.arbiter.changed()
 
     async def idle(self) -> None:
         """Returns when no lease is held."""
-        await self._idle.wait()
+        await self.holders.idle.wait()
+
+    def left(self) -> None:
+        """A request waits for it no more."""
+        self._around.arbiter.changed()
+        self.keep_again()
 
     def _expire(self) -> None:
         if self.state is not State.READY or self.leases or self.waiting or self.leaving:
@@ -223,6 +227,9 @@ class Residence:
         `paced`: not soon after a failure."""
         if self._closed:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
+        if self.state is State.READY:  # it yields
+            await self.turn.comes()
+            return False
         if self._departure is not None:
             await asyncio.shield(self._departure.task)
             return False
@@ -254,7 +261,7 @@ class Residence:
         try:
             while True:
                 self._go(State.LOADING)
-                self._note_progress(LoadProgress("start"))
+                self.note_progress(LoadProgress("start"))
                 try:
                     await self._try_load()
                 except NoRoom as error:
@@ -281,15 +288,16 @@ class Residence:
             lambda: around.make_runner(self.config, self._died),
             self.source(),
             arbiter=around.arbiter,
-            progress=self._note_progress,
+            progress=self.note_progress,
             clock=around.clock,
         )
         self._go(State.WARMING)
         self.runner, self.card = runner, runner.card()
         self._measured, self.tries.error = None, None
         self.loads += 1
-        self._used_at = around.clock()
+        self.holders.begin()
         self._go(State.READY)
+        self.turn.begin()
         if self._asked_by is not None:
             self.keeping.loaded(self._asked_by.id, keep=self._asked_by.keep_alive)
         self.keeping.start()
@@ -326,7 +334,7 @@ class Residence:
         if runner is self.runner:
             self._measured = measured
 
-    def _note_progress(self, progress: LoadProgress) -> None:
+    def note_progress(self, progress: LoadProgress) -> None:
         self.progress = progress
         self._around.progressed(self, progress)
 
@@ -391,7 +399,7 @@ class Residence:
                 if self.state is State.READY:  # it had just landed
                     self._go(State.DRAINING, cause=cause)
             if self.state is State.DRAINING:
-                await departure.drained(self._idle)
+                await departure.drained(self.holders.idle)
                 if cause is None:
                     await self._measure()
                 self.freed_bytes = self._measured
@@ -418,6 +426,8 @@ class Residence:
             return
         assert new in NEXT[old], f"{self.id}: {old} → {new}"
         self.state = new
+        if old is State.READY:
+            self.turn.end()
         self.since = self._around.clock()
         failed, ready = new is State.FAILED, new is State.READY
         if failed and self.tries.error is not None:
@@ -429,8 +439,8 @@ class Residence:
                 old=old,
                 new=new,
                 reason=reason,
-                load_seconds=self.report.seconds if ready and self.report is not None else None,
                 cause=cause,
+                **measured(self.report if ready else None),
             ),
         )
 

@@ -141,7 +141,7 @@ def _change(verb: str, model: str, url: str | None, as_json: bool, **fields: Any
             answer = session.lifecycle(verb, model, **fields)
     except KeyboardInterrupt:
         if verb != "unload":
-            print(f"interrupted: the server goes on; `inferloom unload {model}` stops it", file=sys.stderr)
+            print(f"interrupted: the load is stopped unless others wait for {model} too", file=sys.stderr)
         raise
     if as_json:
         print_json(answer)

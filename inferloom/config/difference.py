@@ -32,6 +32,8 @@ AT_ONCE: dict[str, frozenset[str]] = {
             "first_token_timeout_secs",
             "keep_alive",
             "max_loaded",
+            "max_waiting",
+            "swap_policy",
             "allow_model_changes",
         }
     ),

@@ -50,7 +50,12 @@ class DummyOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kind: Annotated[Literal["generate", "embed"], Meta(description="What it can do.")] = "generate"
     dimensions: Annotated[Positive, Meta(description="Length of an embedding.")] = 384
     weights_mb: Annotated[int, Meta(ge=0, description="Weights it counts as having, MiB.")] = 0
-    kv_mb: Annotated[int, Meta(ge=0, description="KV pages it counts as having, MiB.")] = 0
+    kv_mb: Annotated[int, Meta(ge=0, description="KV pages it counts as wanting, MiB.")] = 0
+    kv_least_mb: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="KV pages it needs, MiB; unset: all that it wants."),
+    ] = None
+    kv_used_mb: Annotated[int, Meta(ge=0, description="KV pages that each answer in progress uses, MiB.")] = 0
     workspace_mb: Annotated[int, Meta(ge=0, description="Memory its worker really takes, MiB.")] = 0
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 BatchPolicy = Literal["adaptive", "eager", "greedy"]
+SwapPolicy = Literal["latency", "throughput"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(gt=0)]
 Positive = Annotated[int, Meta(gt=0)]
@@ -88,6 +89,15 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Positive | None, Meta(description="Models loaded at once; unset: as many as fit.")
     ] = None
 
+    max_waiting: Annotated[
+        Positive, Meta(description="Requests that may wait for one model to be loaded; further ones get 429.")
+    ] = 1024
+    swap_policy: Annotated[
+        SwapPolicy,
+        Meta(
+            description="How models that do not fit together take turns: latency (often) or throughput (rarely)."
+        ),
+    ] = "latency"
     allow_model_changes: Annotated[
         bool, Meta(description="Let clients name sources, templates and devices of models they declare.")
     ] = False

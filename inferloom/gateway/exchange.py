@@ -6,7 +6,7 @@ One sweep a few times a second looks after all of them, so that a stream costs n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -230,7 +230,7 @@ class Exchange:
 
 
 class Exchanges:
-    """All generations in progress."""
+    """All generations in progress, and whatever else ends when its client leaves."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -247,6 +247,19 @@ class Exchanges:
 
     def discard(self, exchange: Exchange) -> None:
         self._all.discard(exchange)
+
+    async def hold(self, call: Call, work: Awaitable[object]) -> None:
+        """Do something that is answered at once or not at all: given up with `ClientLeft` when the client leaves, and then
+        no other request is harmed."""
+        exchange = Exchange(call, streaming=False, headers=[])
+        self.add(exchange)
+        try:
+            await work
+        except (InferloomError, asyncio.CancelledError) as caught:
+            raise exchange.reason(caught) from None
+        finally:
+            exchange.settle()
+            self.discard(exchange)
 
     def abort_all(self, error: InferloomError) -> None:
         for exchange in list(self._all):

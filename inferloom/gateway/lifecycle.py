@@ -12,7 +12,8 @@ from msgspec import UNSET
 
 from inferloom.config.quantization import IN_SITU, scheme
 from inferloom.errors import ConfigError, InferloomError, InvalidRequest, ModelNotFound, RequestTimeout
-from inferloom.gateway.call import Call, encode
+from inferloom.gateway.call import CLIENT_LEFT, Call, encode
+from inferloom.gateway.exchange import ClientLeft
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.decoding import BodyDecoder, header_value
 from inferloom.gateway.wire.errors import error_body
@@ -49,7 +50,7 @@ async def load(service: Service, call: Call) -> None:
 
     async def act(entry: Entry) -> LifecycleAnswer:
         keep = keep_alive(request.keep_alive)
-        await _in_time(service, request.timeout_secs, service.catalog.load(entry.id, keep_alive=keep))
+        await _in_time(service, call, request.timeout_secs, service.catalog.load(entry.id, keep_alive=keep))
         return told(service, request.model_id)
 
     await _answer(service, call, request.model_id, ignored, act)
@@ -60,7 +61,7 @@ async def reload(service: Service, call: Call) -> None:
 
     async def act(entry: Entry) -> LifecycleAnswer:
         keep = keep_alive(request.keep_alive)
-        await _in_time(service, request.timeout_secs, service.catalog.reload(entry.id, keep_alive=keep))
+        await _in_time(service, call, request.timeout_secs, service.catalog.reload(entry.id, keep_alive=keep))
         return told(service, request.model_id)
 
     await _answer(service, call, request.model_id, ignored, act)
@@ -196,17 +197,21 @@ async def _answer(
         missing = LifecycleAnswer(model_id=asked, status="not_found", error=error_body(error))
         await call.error(error, body=encode(missing))
         return
+    except ClientLeft:
+        call.status = CLIENT_LEFT
+        return
     except InferloomError as error:
         await call.error(error, body=encode(failed(service, asked, error)))
         return
     await call.json(answer, headers=ignored_header(ignored))
 
 
-async def _in_time(service: Service, own: float | None, loading: Awaitable[object]) -> None:
+async def _in_time(service: Service, call: Call, own: float | None, loading: Awaitable[object]) -> None:
+    """The last one who waits for a load and leaves stops it."""
     seconds = service.config.server.load_timeout_secs if own is None else own
     try:
         async with asyncio.timeout(seconds or None):
-            await loading
+            await service.exchanges.hold(call, loading)
     except TimeoutError:
         limit = "load_timeout_secs" if own is None else "timeout_secs"
         raise RequestTimeout(f"The model did not load within {seconds:g} s ({limit}).") from None

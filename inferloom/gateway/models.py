@@ -81,6 +81,8 @@ def details(service: Service, entry: Entry, asked: str) -> ModelDetails:
         bytes=None if held is None else _memory(held),
         leases=status.leases,
         waiting=status.waiting,
+        yielding=status.yielding,
+        expected_secs=None if status.expected_secs is None else round(status.expected_secs, 3),
         expires_at=None if status.expires_at is None else round(status.expires_at + unix, 3),
         keep_alive=-1 if math.isinf(status.keep_alive) else status.keep_alive,
         pinned=status.pinned,

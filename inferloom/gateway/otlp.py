@@ -172,7 +172,11 @@ class Otlp:
             "model.load",
             context=Context(),
             start_time=begun,
-            attributes={"gen_ai.request.model": change.id, "inferloom.model.state": str(change.new)},
+            attributes={
+                "gen_ai.request.model": change.id,
+                "inferloom.model.state": str(change.new),
+                **{f"inferloom.load.{stage}_seconds": secs for stage, secs in change.stages.items()},
+            },
         )
         if change.new is State.FAILED:
             span.set_status(Status(StatusCode.ERROR, "load failed"))

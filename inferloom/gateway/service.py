@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -113,12 +114,15 @@ class Service:
             status = self.catalog.status(entry.id)
         except ModelNotFound:
             return f"{entry.id} was removed"
+        about = "" if status.expected_secs is None else f", about {max(1, math.ceil(status.expected_secs))} s"
+        if status.yielding:
+            return f"waiting for the turn of {entry.id}{about}"
         if status.stage is None:
             return f"waiting for {entry.id}: {status.state}"
         stage = status.stage
         if stage == "room":
             if status.bytes is None:
-                return f"waiting for room in memory for {entry.id}"
+                return f"waiting for room in memory for {entry.id}{about}"
             stage = "start"  # it has its room, and its worker has not reported yet
         share = "" if status.fraction is None else f" {status.fraction:.0%}".replace("%", " %")
         return f"loading {entry.id}: {stage}{share}"

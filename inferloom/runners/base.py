@@ -187,6 +187,7 @@ class ModelRunner(ABC):
     """Executes requests for one model: a worker process, a remote provider, a router over other runners."""
 
     fingerprint: str | None = None  # tells the files that `footprint` found from others; None: there are none
+    on_resized: Callable[[], None] | None = None  # called when the card says another number of KV pages
 
     @abstractmethod
     async def execute(self, batch: ExecuteBatch) -> RunHandle:

@@ -1,18 +1,19 @@
-"""How many bytes of KV cache a model may have, until a ledger of all memory decides."""
+"""The most bytes of KV cache that a model may have, and the memory that there is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-MOST_KV_BYTES = 2 << 30
+# What is beyond it serves hardly anybody on one machine, and a worker's tables of pages grow with it.
+MOST_KV_BYTES = 8 << 30
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def kv_budget(*, utilization: float, ram: int, models: int) -> int:
-    """The smaller of 2 GiB and a model's equal part of the share of memory that may be used, in bytes."""
-    return min(MOST_KV_BYTES, int(utilization * ram / max(1, models)))
+def most_kv_bytes(*, utilization: float, ram: int) -> int:
+    """What a model's KV pages may take where nobody else needs the memory; the catalog's ledger says what is left."""
+    return min(MOST_KV_BYTES, int(utilization * ram))
 
 
 def ram_bytes() -> int:

@@ -12,7 +12,7 @@ from inferloom.config.quantities import size_bytes
 from inferloom.config.schema import Config, ModelConfig
 from inferloom.errors import InferloomError, Unsupported
 from inferloom.runners.base import ModelRunner
-from inferloom.runners.budget import MOST_KV_BYTES, kv_budget, ram_bytes
+from inferloom.runners.budget import MOST_KV_BYTES, most_kv_bytes, ram_bytes
 from inferloom.runners.local import LocalRunner
 from inferloom.worker.kv_store import KvStore
 from inferloom.worker.pool import WorkerPool
@@ -31,11 +31,7 @@ def make_runner(
         share = native_options(model.driver).gpu_mem_utilization
         # an accelerator belongs to one model, and only its worker can see how much of it is free
         on_cpu = model.driver.device[0].startswith("cpu")
-        budget = (
-            kv_budget(utilization=share, ram=ram_bytes(), models=len(config.model))
-            if on_cpu
-            else MOST_KV_BYTES
-        )
+        budget = most_kv_bytes(utilization=share, ram=ram_bytes()) if on_cpu else MOST_KV_BYTES
     return LocalRunner(
         model,
         pool,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import logging
+import time
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from inferloom.errors import InferloomError
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.footprint import Draft, footprint_of
 from inferloom.runners.base import ProgressSink, WeightSource
-from inferloom.runners.preparation import checkpoint_of, draft_of, located
+from inferloom.runners.preparation import draft_of, located, prepare
 from inferloom.types import Footprint, LoadProgress
 
 log = logging.getLogger("inferloom.runners")
@@ -32,6 +33,7 @@ class Files(msgspec.Struct, frozen=True):
 
     checkpoint: Checkpoint | None
     draft: tuple[ModelConfig, Checkpoint] | None
+    pack_secs: float = 0.0  # that making them ready took: fetching, converting, packing
 
     def fingerprint(self) -> str | None:
         """Of the files' names, sizes and times: another one where a file was written anew. Looks at the disk."""
@@ -43,16 +45,20 @@ async def files_of(
     source: WeightSource, draft: ModelConfig | None, progress: ProgressSink | None, *, fetch: bool = True
 ) -> Files | None:
     """What is not ready on this machine is fetched, converted and packed; without `fetch` it is None."""
-    if fetch:
-        if source.source and progress is not None:
-            progress(LoadProgress("locate"))
-        checkpoint = await checkpoint_of(source, progress=progress) if source.source else None
-        return Files(checkpoint, await draft_of(draft, progress=progress))
+    if fetch and source.source and progress is not None:
+        progress(LoadProgress("locate"))
     checkpoint = await located(source) if source.source else None
     drafting = await draft_of(draft, progress=None, fetch=False)
-    if (source.source and checkpoint is None) or (draft is not None and drafting is None):
-        return None
-    return Files(checkpoint, drafting)
+    begun = time.monotonic()
+    if source.source and checkpoint is None:
+        if not fetch:
+            return None
+        checkpoint = await prepare(source, progress=progress)
+    if draft is not None and draft.weights is not None and drafting is None:
+        if not fetch:
+            return None
+        drafting = await draft_of(draft, progress=progress)
+    return Files(checkpoint, drafting, time.monotonic() - begun)
 
 
 async def footprint_and_fingerprint(
@@ -118,7 +124,7 @@ def _scripted(model: ModelConfig) -> Footprint:
         weights=options.weights_mb * _MIB,
         kv_page=_MIB if options.kv_mb else 0,
         kv_pages=options.kv_mb,
-        kv_least=options.kv_mb,
+        kv_least=options.kv_mb if options.kv_least_mb is None else min(options.kv_mb, options.kv_least_mb),
         workspace=options.workspace_mb * _MIB,
         idle=options.workspace_mb * _MIB,
     )

@@ -57,7 +57,7 @@ def native_job(
     )
 
 
-def dummy_job(model: ModelConfig, codec: TextCodec) -> WorkerJob:
+def dummy_job(model: ModelConfig, codec: TextCodec, *, kv_budget_bytes: int) -> WorkerJob:
     """A scripted model. The worker knows no tokenizer, so its script travels as tokens."""
     options = dummy_options(model.driver)
     script = msgspec.structs.asdict(options)
@@ -67,4 +67,10 @@ def dummy_job(model: ModelConfig, codec: TextCodec) -> WorkerJob:
         end_token=min(codec.eos_token_ids, default=None),
         vocab_size=codec.vocab_size,
     )
-    return WorkerJob(model=model.name, driver="dummy", max_model_len=model.max_model_len, options=script)
+    return WorkerJob(
+        model=model.name,
+        driver="dummy",
+        max_model_len=model.max_model_len,
+        kv_budget_bytes=kv_budget_bytes,
+        options=script,
+    )

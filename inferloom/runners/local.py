@@ -17,7 +17,6 @@ from inferloom.errors import (
     InferloomError,
     InvalidRequest,
     LoadFailed,
-    RequestTimeout,
     WorkerDied,
 )
 from inferloom.formats.checkpoint import Checkpoint
@@ -37,6 +36,7 @@ from inferloom.runners.kept_pages import KeptPages, with_pages
 from inferloom.runners.questions import Questions
 from inferloom.runners.request import generate, text_length, with_system_prompt
 from inferloom.runners.run import Run
+from inferloom.runners.runs import Runs
 from inferloom.runners.sampling import fresh_seed
 from inferloom.text.answer import AnswerPlan
 from inferloom.text.codec import TextCodec
@@ -84,6 +84,7 @@ _BOOT = os.urandom(8)
 
 class LocalRunner(ModelRunner):
     """Runs requests in one worker. `on_death` is called once if the process ends without having been asked to.
+    `kv_budget_bytes`: the most that KV pages may ever take; `grant` says what they take first.
     `draft`: the smaller model whose weights go into the same worker. `kv_store`: where `spill` keeps cached prefixes, and
     loading finds them.
     """
@@ -116,7 +117,7 @@ class LocalRunner(ModelRunner):
         self._ready: asyncio.Future[Ready] | None = None
         self._progress: ProgressSink | None = None
         self._reason: InferloomError | None = None  # what the worker said before it ended
-        self._runs: dict[int, Run] = {}
+        self._runs = Runs(self._expired)
         self._questions = Questions()
         self._ends: frozenset[int] = frozenset()
         self.stats = Stats(0)  # the worker's last report
@@ -155,7 +156,7 @@ class LocalRunner(ModelRunner):
         footprint, self.fingerprint = await footprint_and_fingerprint(
             msgspec.structs.replace(self._model, quantization=source.quantization),
             files,
-            most_kv=self._kv_budget,
+            most_kv=self._kv_most,
         )
         return footprint
 
@@ -172,9 +173,8 @@ class LocalRunner(ModelRunner):
         self._source = source
         begun = time.monotonic()
         files = self._files or await files_of(source, self._draft, progress)
-        assert files is not None
+        assert files is not None  # without `fetch=False` they are made ready
         self._files = None
-        prepared = time.monotonic()
         try:
             async with asyncio.timeout(self._load_timeout):
                 ready, codec = await self._start(files, ctx, progress)
@@ -194,7 +194,7 @@ class LocalRunner(ModelRunner):
         return LoadReport(
             card=self._card,
             seconds=time.monotonic() - begun,
-            stages={"prepare": prepared - begun, **ready.stages},
+            stages={"pack": files.pack_secs, **ready.stages},
             pid=process.pid,
         )
 
@@ -231,7 +231,7 @@ class LocalRunner(ModelRunner):
         try:
             # the dummy's script is tokens, so its codec comes first; any other worker loads beside it
             if self._model.driver.type == "dummy":
-                job = dummy_job(self._model, await codec_task)
+                job = dummy_job(self._model, await codec_task, kv_budget_bytes=self._kv_budget)
             else:
                 devices = ctx.devices if ctx is not None else tuple(self._model.driver.device)
                 job = native_job(
@@ -300,11 +300,8 @@ class LocalRunner(ModelRunner):
             on_cancel=self._cancel,
             stop_choice=self._stop_choice,
         )
-        self._runs[number] = run
         process.send(request)
-        if batch.deadline is not None:
-            delay = batch.deadline - time.monotonic()
-            run.timer = asyncio.get_running_loop().call_later(delay, self._expire, run)
+        self._runs.add(run, deadline=batch.deadline)
         return run.handle
 
     async def embed(self, batch: EmbedBatch) -> EmbedResult:
@@ -356,41 +353,27 @@ class LocalRunner(ModelRunner):
 
     def _cancel(self, run: Run) -> None:
         """The consumer wants no more of it: the worker drops it before its next step."""
-        if self._forget(run) and self._process is not None:
+        if self._runs.forget(run) and self._process is not None:
             self._process.send(Cancel(run.id))
         run.handle.finish()
 
-    def _expire(self, run: Run) -> None:
-        if self._forget(run) and self._process is not None:
-            self._process.send(Cancel(run.id))
-        run.handle.fail(RequestTimeout("the request's time limit was reached before its answer was complete"))
+    def _expired(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send(Cancel(number))
 
     def _stop_choice(self, number: int, choice: int) -> None:
         if self._process is not None:
             self._process.send(Cancel(number, choice))
 
-    def _forget(self, run: Run) -> bool:
-        if run.timer is not None:
-            run.timer.cancel()
-        return self._runs.pop(run.id, None) is not None
-
     def _fail_all(self, error: InferloomError) -> None:
-        runs, self._runs = self._runs, {}
-        for run in runs.values():
-            if run.timer is not None:
-                run.timer.cancel()
-            run.handle.fail(error)
+        self._runs.fail_all(error)
         self._questions.fail(error)
 
     # --- the worker -------------------------------------------------------------------------------------------------
 
     def _on_message(self, message: FromWorker) -> None:
         if type(message) is Step:
-            runs = self._runs
-            for step in message.sequences:
-                run = runs.get(step.id)
-                if run is not None and run.advance(step):
-                    self._forget(run)
+            self._runs.advance(message)
         elif isinstance(message, Stats):
             self.stats = message
             self._questions.answer(message.id, message)
@@ -399,6 +382,8 @@ class LocalRunner(ModelRunner):
         elif isinstance(message, Resized):
             self._card = self._card and with_pages(self._card, message)
             self._questions.answer(message.id, message)
+            if self.on_resized is not None:
+                self.on_resized()
         elif isinstance(message, Rejected):
             self._reject(message)
         elif isinstance(message, Progress):
@@ -414,7 +399,7 @@ class LocalRunner(ModelRunner):
         error = rebuild(message.kind, message.message)
         run = self._runs.get(message.id)
         if run is not None:
-            self._forget(run)
+            self._runs.forget(run)
             run.handle.fail(error)
         self._questions.fail(error, message.id)
 

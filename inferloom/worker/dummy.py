@@ -48,7 +48,9 @@ class DummyScript(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = "generate"
     dimensions: int = 384
     weights_mb: int = 0  # said, not had
-    kv_mb: int = 0  # said, not had
+    kv_mb: int = 0  # said, not had: pages of 1 MiB
+    kv_least_mb: int | None = None
+    kv_used_mb: int = 0  # of them, by each sequence in progress
     workspace_mb: int = 0  # really allocated
 
 
@@ -85,7 +87,8 @@ class DummyHost:
         if script.fail_load is not None:
             raise LoadFailed(script.fail_load)
         self._workspace = b"\x01" * (script.workspace_mb << 20)  # written, so that the pages are there
-        self.stages["load"] = time.monotonic() - begun
+        self.stages["map"] = time.monotonic() - begun
+        pages = min(script.kv_mb, self.job.kv_budget_bytes >> 20)
         self.card = ModelCard(
             kind="embed" if script.kind == "embed" else "generate",
             architecture="Dummy",
@@ -97,8 +100,10 @@ class DummyHost:
             dimensions=script.dimensions if script.kind == "embed" else 0,
             has_chat_template=script.has_chat_template,
             weight_bytes=script.weights_mb << 20,
-            kv_bytes=script.kv_mb << 20,
+            kv_bytes=pages << 20,
+            kv_pages=pages,
         )
+        self._wanted = self._told = pages
         self._sequences: dict[tuple[int, int], _Sequence] = {}
         self._embeds: list[Embed] = []
         self._rejected: list[FromWorker] = []
@@ -106,7 +111,7 @@ class DummyHost:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences or self._embeds or self._rejected)
+        return bool(self._sequences or self._embeds or self._rejected) or self._pages() != self._told
 
     @property
     def pause(self) -> float:
@@ -158,6 +163,8 @@ class DummyHost:
         if steps:
             self._totals.steps += 1
             replies.append(Step(steps))
+        if self._pages() != self._told:
+            replies.append(self._resized(0))
         return replies
 
     def flush(self) -> None:
@@ -167,8 +174,17 @@ class DummyHost:
         """There is no model."""
 
     def resize(self, request: Resize) -> Resized:
-        """Pages are but said, as `kv_mb` is: any number is had at once."""
-        return Resized(id=request.id, pages=max(1, request.pages), max_model_len=self.card.max_model_len)
+        """Pages are but said, as `kv_mb` is: any number is had at once, unless requests use more."""
+        self._wanted = max(1, request.pages)
+        return self._resized(request.id)
+
+    def _pages(self) -> int:
+        used = self.script.kv_used_mb * len(self._sequences)
+        return max(self._wanted, min(self._told, used))
+
+    def _resized(self, number: int) -> Resized:
+        self._told = self._pages()
+        return Resized(id=number, pages=self._told, max_model_len=self.card.max_model_len)
 
     def spill(self, request: Spill) -> Spilled:
         """There is nothing to keep."""

@@ -44,8 +44,7 @@ def pool_pages(executor: Executor, job: WorkerJob, *, draft: Executor | None = N
         needed = -(-longest // PAGE_SIZE) * page
         raise OutOfMemory(
             f"a context of {longest} tokens of {job.model} takes {needed:,} bytes of KV cache, but {budget:,} bytes are "
-            f"there for it; lower max_model_len to {pages * PAGE_SIZE} (a model gets 2 GiB at most, and its share of "
-            "gpu_mem_utilization × RAM)"
+            f"there for it; lower max_model_len to {pages * PAGE_SIZE}, or leave the model more of [runtime] memory_budget"
         )
     if pages * PAGE_SIZE < longest:
         log.warning(

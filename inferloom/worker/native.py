@@ -48,7 +48,7 @@ def load_native(job: WorkerJob, *, report: Report) -> Host:
         raise LoadFailed("the native driver needs a checkpoint")
     torch.set_num_threads(job.threads or len(os.sched_getaffinity(0)))
     torch.set_grad_enabled(False)
-    report("weights", None)
+    report("map", None)
     begun = time.monotonic()
     model = load(
         job.checkpoint,
@@ -59,7 +59,7 @@ def load_native(job: WorkerJob, *, report: Report) -> Host:
         kv_dtype=job.kv_dtype,
     )
     draft = load_draft(job, model) if job.draft is not None and isinstance(model, Executor) else None
-    stages = {"weights": time.monotonic() - begun}
+    stages = {"map": time.monotonic() - begun}
     if isinstance(model, Embedder):
         return EmbeddingHost(
             lambda prompts: model.embed(prompts).numpy().tobytes(),
@@ -67,11 +67,8 @@ def load_native(job: WorkerJob, *, report: Report) -> Host:
             stages=stages,
             max_batch_tokens=job.max_batch_tokens,
         )
-    report("cache", None)
-    begun = time.monotonic()
-    host = EngineHost(model, job, job.checkpoint, stages=stages, draft=draft)
-    stages["cache"] = time.monotonic() - begun
-    return host
+    report("allocate", None)
+    return EngineHost(model, job, job.checkpoint, stages=stages, draft=draft)
 
 
 def load_draft(job: WorkerJob, model: Executor) -> Executor | None:
@@ -107,6 +104,7 @@ class EngineHost:
         draft: Executor | None = None,
     ) -> None:
         self.stages = stages
+        begun = time.monotonic()
         pages = pool_pages(executor, job, draft=draft)
         tokenizer = tokenizer_json(checkpoint)
         self._engine = Engine(
@@ -135,7 +133,10 @@ class EngineHost:
         )
         self._rejected: list[FromWorker] = []
         self._told_pages = pages
+        allocated = time.monotonic()
         self._attach(job)
+        # no pass is computed before the first request: what is warmed are the prefixes that an earlier worker kept
+        stages["allocate"], stages["warm"] = allocated - begun, time.monotonic() - allocated
 
     @property
     def has_work(self) -> bool:

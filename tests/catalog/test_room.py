@@ -112,8 +112,7 @@ async def test_a_busy_one_goes_only_where_no_idle_one_is_enough_and_answers_firs
         await answer(catalog, "c")
         assert loaded(catalog) == ["b", "c"]
         whole = asyncio.create_task(answer(catalog, "d"))
-        await becomes(lambda: catalog.status("b").state is State.DRAINING)
-        await becomes(lambda: catalog.status("c").state is State.UNLOADED)
+        await becomes(lambda: catalog.status("b").yielding)
         assert catalog.status("d").stage == "room"
     assert await whole == "d"
     assert loaded(catalog) == ["d"]
@@ -299,7 +298,7 @@ async def test_a_stream_on_a_worker_that_was_killed_ends_while_another_waits_for
             )
             await handle.take()
             waiting = asyncio.create_task(answer(catalog, "b"))
-            await becomes(lambda: catalog.status("a").state is State.DRAINING)
+            await becomes(lambda: catalog.status("a").yielding)
             pid = catalog.status("a").pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)

@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_the_server_loading_and_says_how_to_stop_it() -> None:
         _, said = process.communicate(timeout=60)
         standin.closing = True
     assert process.returncode == 130
-    assert said == "interrupted: the server goes on; `inferloom unload vectors` stops it\n"
+    assert said == "interrupted: the load is stopped unless others wait for vectors too\n"
 
 
 def test_an_expiry_may_be_an_iso_date(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

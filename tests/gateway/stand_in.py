@@ -114,6 +114,8 @@ class StandInStatus:
     pid: int | None = None
     leases: int = 0
     waiting: int = 0
+    yielding: bool = False
+    expected_secs: float | None = None
     expires_at: float | None = None
     keep_alive: float = math.inf
     pinned: bool = False

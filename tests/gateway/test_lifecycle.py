@@ -192,4 +192,5 @@ async def test_a_model_tells_what_it_holds_and_how_it_came(workers):
     assert after["bytes"]["measured"] > 0
     assert (after["loads"], after["evictions"], after["leases"], after["waiting"]) == (1, 0, 0, 0)
     assert 0 < sum(after["last_load"]["stages"].values()) <= after["last_load"]["seconds"] * 1.5
+    assert {"open", "pack", "room", "map"} <= set(after["last_load"]["stages"])
     assert before["since"] < after["since"]

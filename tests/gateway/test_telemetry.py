@@ -214,7 +214,11 @@ def test_loads_are_traces_of_their_own_and_requests_link_to_them(
     loads = [one for one in collector.spans if one.name == "model.load"]
     (load,) = [one for one in loads if (one.id,) == spans["load"].links]
     assert load.parent == ""
-    assert load.attributes == {"gen_ai.request.model": "slow", "inferloom.model.state": "ready"}
+    stages = {name: value for name, value in load.attributes.items() if name.startswith("inferloom.load.")}
+    assert {f"inferloom.load.{stage}_seconds" for stage in ("open", "pack", "room", "map")} == set(stages)
+    assert stages["inferloom.load.map_seconds"] > 0.4
+    others = {name: value for name, value in load.attributes.items() if name not in stages}
+    assert others == {"gen_ai.request.model": "slow", "inferloom.model.state": "ready"}
     assert load.ended - load.begun > 0.4
     assert "quick" in {
         one.attributes["gen_ai.request.model"] for one in loads

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from inferloom.runners.budget import kv_budget, ram_bytes
+from inferloom.runners.budget import most_kv_bytes, ram_bytes
 
 
-def test_models_share_what_may_be_used_and_none_gets_more_than_2_gib() -> None:
-    assert kv_budget(utilization=0.5, ram=4 << 30, models=4) == 512 << 20
-    assert kv_budget(utilization=0.85, ram=64 << 30, models=1) == 2 << 30
+def test_pages_take_no_more_than_the_share_of_memory_that_may_be_used_and_8_gib() -> None:
+    assert most_kv_bytes(utilization=0.5, ram=4 << 30) == 2 << 30
+    assert most_kv_bytes(utilization=0.85, ram=64 << 30) == 8 << 30
 
 
 def test_the_machines_memory_is_known() -> None:

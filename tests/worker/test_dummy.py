@@ -23,6 +23,7 @@ from inferloom.worker.messages.replies import (
     Step,
 )
 from inferloom.worker.messages.requests import Cancel, Embed, Generate, GetStats, Resize, SamplingSpec, Spill
+from inferloom.worker.pool import WorkerPool
 
 
 def host(**options: object) -> DummyHost:
@@ -165,3 +166,16 @@ async def test_pages_are_but_said_and_nothing_is_kept(worker: Driven) -> None:
     assert (await worker.hear(Resized)).pages == 40
     worker.process.send(Spill(6, "/nowhere/at-all", "me", 1 << 20))
     assert await worker.hear(Spilled) == Spilled(6, 0, 0)
+
+
+async def test_pages_that_answers_use_are_given_back_when_those_end(pool: WorkerPool) -> None:
+    worker = await Driven.spawn(pool, kv_mb=40, kv_used_mb=10, tokens_per_second=20.0, tokens=[1] * 400)
+    for number in (1, 2):
+        worker.process.send(Generate(id=number, prompt=[1], max_tokens=4000, sampling=SamplingSpec()))
+    await worker.hear(Step)
+    worker.process.send(Resize(5, 8))
+    assert (await worker.hear(Resized)).pages == 20
+    worker.process.send(Cancel(1))
+    assert await worker.hear(Resized) == Resized(0, 10, 32768)
+    worker.process.send(Cancel(2))
+    assert await worker.hear(Resized) == Resized(0, 8, 32768)

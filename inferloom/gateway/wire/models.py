@@ -70,6 +70,10 @@ class ModelDetails(msgspec.Struct, kw_only=True):
     bytes: MemoryBytes | None = None  # of a model in memory
     leases: int = 0  # requests that hold it
     waiting: int = 0  # requests that wait for it
+    yielding: bool = False  # it gives no leases for now: others need its room
+    expected_secs: float | None = (
+        None  # until those who wait are served, where that depends on others' memory
+    )
     expires_at: float | None = None  # when it will be unloaded if nothing is asked of it
     keep_alive: float = -1  # seconds; -1: for ever
     pinned: bool = False
