@@ -26,6 +26,9 @@ QWEN3_06B: dict[str, Any] = {
     "max_position_embeddings": 40960,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
+    "max_window_layers": 28,
+    "use_sliding_window": False,
+    "sliding_window": None,
     "attention_bias": False,
     "tie_word_embeddings": True,
     "bos_token_id": 151643,
@@ -51,6 +54,28 @@ SMOLLM2_135M: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+LLAMA32_1B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+SHAPES = {"smollm2-135m-shape": SMOLLM2_135M, "qwen3-0.6b-shape": QWEN3_06B, "llama3.2-1b-shape": LLAMA32_1B}
 
 
 def make_qwen3_06b_shape(folder: Path) -> Checkpoint:

@@ -21,32 +21,33 @@ SHAPE = "qwen3-0.6b-shape"
 GGUF_TYPES = ("Q4_0", "Q8_0", "BF16")
 
 
-def checkpoint() -> Path:
-    """The Qwen3-0.6B shape (bf16) with a tokenizer that knows a text for each of its ids, so that servers have as
-    much text to write as with a real one."""
-    folder = CHECKPOINTS / f"{SHAPE}-words"
+def checkpoint(shape: str = SHAPE) -> Path:
+    """The Qwen3-0.6B shape (bf16), or another one of `checkpoints.SHAPES`, with a tokenizer that knows a text for each of its
+    ids, so that servers have as much text to write as with a real one."""
+    folder = CHECKPOINTS / f"{shape}-words"
     if not (folder / "tokenizer.json").exists():
-        from checkpoints import QWEN3_06B, make_qwen3_06b_shape
+        from checkpoints import SHAPES, make_shape
 
-        made = Path(make_qwen3_06b_shape(CHECKPOINTS / SHAPE).folder)
+        config = SHAPES[shape]
+        made = Path(make_shape(CHECKPOINTS / shape, config).folder)
         folder.mkdir(parents=True, exist_ok=True)
         _link(made / "model.safetensors", folder / "model.safetensors")
         shutil.copy(made / "config.json", folder)
         settings = json.loads((made / "tokenizer_config.json").read_text())
-        settings |= {"bos_token": None, "eos_token": _words(QWEN3_06B)[QWEN3_06B["eos_token_id"]]}
+        settings |= {"bos_token": None, "eos_token": _words(config)[config["eos_token_id"]]}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-        _write_tokenizer(folder / "tokenizer.json", _words(QWEN3_06B))
+        _write_tokenizer(folder / "tokenizer.json", _words(config))
     return folder
 
 
-def gguf_file(kind: str) -> Path:
+def gguf_file(kind: str, shape: str = SHAPE) -> Path:
     """The checkpoint as GGUF with every matrix in `kind` (Q4_0, Q8_0 or BF16), as `llama-quantize --pure` makes it."""
-    file = CHECKPOINTS / "gguf" / f"{SHAPE}-{kind}.gguf"
+    file = CHECKPOINTS / "gguf" / f"{shape}-{kind}.gguf"
     if not file.exists():
         _say(f"writing {file.name}")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        _write_gguf(checkpoint(), partial, kind)
+        _write_gguf(checkpoint(shape), partial, kind)
         partial.rename(file)
     return file
 
@@ -143,7 +144,8 @@ def _write_gguf(source: Path, file: Path, kind: str) -> None:
     from safetensors import safe_open
 
     config = json.loads((source / "config.json").read_text())
-    writer = gguf.GGUFWriter(file, "qwen3")
+    architecture = config["model_type"]
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -153,6 +155,8 @@ def _write_gguf(source: Path, file: Path, kind: str) -> None:
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
     writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_vocab_size(config["vocab_size"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -162,7 +166,9 @@ def _write_gguf(source: Path, file: Path, kind: str) -> None:
     writer.add_token_merges([" ".join(_MERGE)])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(False)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    # A Llama's rows are stored in another order there, which is the same work on random ones.
+    arch = {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA}[architecture]
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     matrices = gguf.GGMLQuantizationType[kind]
     with safe_open(source / "model.safetensors", "pt") as weights:
         for name in sorted(weights.keys()):
