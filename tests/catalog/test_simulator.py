@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 # On the path for these imports alone: benchmarks/engine.py would stand in for the folder tests/engine.
-_BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
-sys.path.append(_BENCHMARKS)
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from simulate import POLICIES, simulate_small
 from simulator.machine import Machine, Outcome, Policy
 from simulator.optimum import optimum
 from simulator.policies import Fifo, Ours
 from simulator.traces import SETS, SMALL, Model, Request, Trace, generate, small
 
-sys.path.remove(_BENCHMARKS)
+sys.path.pop()
 
 SEEDS = SETS["tuning"][:40]
 
