@@ -43,9 +43,10 @@ SCHEMES = {"bf16": "none", "int4": "int4"}
 RELOADS = {f"reload-{size}-{width}": (size, width) for size in SHAPES for width in WIDTHS}
 ROBINS = {f"robin-{width}": width for width in WIDTHS}
 GOAL = 3.0
-CONTEXT = 8192  # tokens, everybody's
+CONTEXT = 8192  # tokens
+ROBIN_CONTEXT = 2048  # tokens: of one answer at a time, so that models are most of what takes memory
 MODELS, KEPT = 6, 3
-ROUNDS, TOKENS = 3, 4
+TOKENS = 4
 ROOM = 3.3  # of what one model takes: three of them fit and a fourth does not
 PROMPT = "abcdefghijklmnopqrstuvwxyz012345"  # 32 tokens to every tokenizer here
 IDS = range(300, 49000)
@@ -117,7 +118,9 @@ def _reloaders(
             stack.enter_context(llama)
             yield "llama.cpp, restarted", llama, lambda: _restarted(llama, _ids())
     if "mistral.rs" not in without:
-        weights = folder if width == "bf16" else conversions.gguf_file(llamacpp.KINDS[width], shape)
+        weights = (
+            _for_mistral(folder) if width == "bf16" else conversions.gguf_file(llamacpp.KINDS[width], shape)
+        )
         with _excused("mistral.rs"):
             runners = stack.enter_context(Runners(keep=1))
             runners.ask("bench", weights, PROMPT, tokens=1, anew=True)
@@ -177,7 +180,7 @@ def robin_row(name: str, *, repeats: int, without: set[str]) -> str:
         with _excused(who), ask(folders, width) as one:
             for model in folders:
                 one(model)  # warms up, and fills the memory
-            for round_ in range(max(ROUNDS, repeats)):
+            for round_ in range(repeats):
                 for model in folders:
                     first, whole = one(model)
                     seconds.setdefault(who, []).append(whole)
@@ -221,10 +224,16 @@ class _OwnTurn:
 
 @contextmanager
 def _own_robin(folders: dict[str, Path], width: str) -> Iterator[_OwnTurn]:
-    with _own(folders, width) as server:
+    with _own(folders, width, robin=True) as server:
+        for model in folders:  # packed once, before
+            server.post("/v1/models/load", {"model_id": model})
+            server.post("/v1/models/unload", {"model_id": model})
         needs = server.post("/v1/models/plan", {"model_id": next(iter(folders))})["bytes"]
     budget = int(ROOM * sum(needs.values())) >> 20
-    with _own(folders, width, budget=f"{budget}MiB") as server, priority.shared_with_children(server.pids()):
+    with (
+        _own(folders, width, robin=True, budget=f"{budget}MiB") as server,
+        priority.shared_with_children(server.pids()),
+    ):
         yield _OwnTurn(server, list(folders))
 
 
@@ -259,10 +268,11 @@ def _llama_robin(folders: dict[str, Path], width: str) -> Iterator[Callable[[str
 
 @contextmanager
 def _mistral_robin(folders: dict[str, Path], width: str) -> Iterator[Callable[[str], tuple[float, float]]]:
-    weights = folders
+    weights = {model: _for_mistral(folder) for model, folder in folders.items()}
     if width != "bf16":
         original = conversions.gguf_file(llamacpp.KINDS[width])
-        weights = {model: _linked(original, folder / original.name) for model, folder in folders.items()}
+        places = {model: folder.parent / f"gguf-{model}" for model, folder in folders.items()}
+        weights = {model: _linked(original, place / original.name) for model, place in places.items()}
     with Runners(keep=KEPT) as runners:
 
         def one(model: str) -> tuple[float, float]:
@@ -281,16 +291,19 @@ class _Own(HttpContender):
         return found
 
 
-def _own(folders: dict[str, Path], width: str, *, budget: str = "80%") -> _Own:
+def _own(folders: dict[str, Path], width: str, *, robin: bool = False, budget: str = "80%") -> _Own:
     """`inferloom serve` with these models, none loaded, and everything else as it comes."""
     LOGS.mkdir(parents=True, exist_ok=True)
     lines = [f'[runtime]\nmemory_budget = "{budget}"']
+    context, options = CONTEXT, f"threads = {THREADS}"
+    if robin:
+        context, options = ROBIN_CONTEXT, f"{options}, max_batch_size = 1"
     for name, folder in folders.items():
         lines.append(
-            f'[[model]]\nname = "{name}"\nsource = "{folder}"\nlazy = true\nmax_model_len = {CONTEXT}'
+            f'[[model]]\nname = "{name}"\nsource = "{folder}"\nlazy = true\nmax_model_len = {context}'
         )
         lines.append(f'quantization = "{SCHEMES[width]}"')
-        lines.append(f'driver = {{type = "native", device = ["cpu"], options = {{threads = {THREADS}}}}}')
+        lines.append(f'driver = {{type = "native", device = ["cpu"], options = {{{options}}}}}')
     port = free_port()
     file = LOGS / f"swap-{port}.toml"
     file.write_text("\n".join(lines))
@@ -315,7 +328,19 @@ def _copies(folder: Path, count: int) -> list[Path]:
     return found
 
 
+def _for_mistral(folder: Path) -> Path:
+    """The same checkpoint, whose end token is one that mistral.rs finds in the tokenizer."""
+    copy = conversions.CHECKPOINTS / "mistral.rs" / folder.name
+    for file in folder.iterdir():
+        if file.is_file() and file.name != "tokenizer_config.json":
+            _linked(file, copy / file.name)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "!"}))
+    return copy
+
+
 def _linked(file: Path, link: Path) -> Path:
+    link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
         try:
             os.link(file, link)
