@@ -332,10 +332,15 @@ def _for_mistral(folder: Path) -> Path:
     """The same checkpoint, whose end token is one that mistral.rs finds in the tokenizer."""
     copy = conversions.CHECKPOINTS / "mistral.rs" / folder.name
     for file in folder.iterdir():
-        if file.is_file() and file.name != "tokenizer_config.json":
+        if file.is_file() and file.name not in ("config.json", "tokenizer_config.json"):
             _linked(file, copy / file.name)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "!"}))
+    for name, end in {
+        "config.json": {"eos_token_id": 0},
+        "tokenizer_config.json": {"eos_token": "!"},
+    }.items():
+        there = json.loads((folder / name).read_text())
+        (copy / name).unlink(missing_ok=True)  # never written through a link
+        (copy / name).write_text(json.dumps(there | end))
     return copy
 
 
