@@ -329,13 +329,12 @@ class Catalog:
         successor = self._residence_for(changed)
         if not successor.entries:
             successor.inherit(old)
-        in_use = old.state is State.READY or old.leaving or old.progress is not None
         successor.in_change += 1
         try:
             if successor.state is not State.READY:
                 await successor.prepare()  # packed first, while the model goes on as it is
             entry.config = changed
-            if in_use:
+            if old.state is State.READY or old.leaving or old.progress is not None:
                 await self._replace(old, successor, [entry])
             else:
                 entry.move(successor)

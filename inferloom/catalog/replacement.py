@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from inferloom.catalog.arbiter import NoRoom
@@ -46,8 +47,18 @@ async def _load_beside(old: Residence, successor: Residence) -> None:
     old.successor, successor.replaces = successor, old
     try:
         await successor.load(insist=False)
+    except asyncio.CancelledError:
+        await _gone(successor)
+        raise
     finally:
         old.successor = successor.replaces = None
+
+
+async def _gone(successor: Residence) -> None:
+    """Nobody waits for the change any more, or it has failed: what is left of it ends before anything else is done."""
+    leaving = None if successor.entries else successor.depart(force=True, drain_secs=0.0)
+    if leaving is not None:
+        await asyncio.shield(leaving)
 
 
 async def _load_after(
@@ -61,8 +72,7 @@ async def _load_after(
     except BaseException as error:
         for entry in entries:
             entry.move(old)
+        await _gone(successor)  # requests that wait may have begun to load it again
         if isinstance(error, InferloomError):
             await old.load(entries[0])
-        elif not successor.entries:  # nobody waits for the change any more
-            successor.depart(force=True, drain_secs=0.0)
         raise
