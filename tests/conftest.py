@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.prepare import prepare
+
+# A busy machine is slow, and that is no failure.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("soak", settings.get_profile("suite"), max_examples=300)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -55,10 +55,19 @@ async def _load_beside(old: Residence, successor: Residence) -> None:
 
 
 async def _gone(successor: Residence) -> None:
-    """Nobody waits for the change any more, or it has failed: what is left of it ends before anything else is done."""
+    """Nobody waits for the change any more, or it has failed: what is left of it ends before anything else is done, however
+    often the wait is cancelled: whoever went on earlier could load a second worker beside it."""
     leaving = None if successor.entries else successor.depart(force=True, drain_secs=0.0)
+    cancelled: asyncio.CancelledError | None = None
+    while leaving is not None and not leaving.done():
+        try:
+            await asyncio.wait({leaving})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
     if leaving is not None:
-        await asyncio.shield(leaving)
+        leaving.result()
 
 
 async def _load_after(
