@@ -14,6 +14,7 @@ from inferloom.worker.channel import Channel
 from inferloom.worker.failures import code_of, message_of
 from inferloom.worker.hosts import Host
 from inferloom.worker.lineage import name_process
+from inferloom.worker.memory import give_back_large_blocks
 from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import Failed, Progress, Ready
 from inferloom.worker.watch import WeightsWatch
@@ -30,6 +31,7 @@ def main(sock: socket.socket) -> int:
     except EOFError:
         return 0
     name_process(f"loom:{job.model}")
+    give_back_large_blocks()
     try:
         work(channel, job, sock)
     except (EOFError, loop.Stopped):
