@@ -116,8 +116,15 @@ class Arbiter:
         self.ledger.set_budget(device, bytes_)
         self._settle()
 
+    def demand_changed(self) -> None:
+        """A request has come, is served, has ended or waits no more. That matters to those who wait for room, and to nobody
+        else: without them a look would find what the last one left."""
+        if self._asks:
+            self.changed()
+
     def changed(self) -> None:
-        """Something ended or began: look again at all who wait, once the caller has finished what it does."""
+        """Memory, its owners or the rules are not what they were: look again at all who wait and all who could have more,
+        once the caller has finished what it does."""
         if not self._looking:
             self._looking = True
             asyncio.get_running_loop().call_soon(self._look)

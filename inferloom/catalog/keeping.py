@@ -12,20 +12,29 @@ from inferloom.config.quantities import FOREVER
 class Keeping:
     """A timer over the names of one model. The time of a name counts from the end of its last lease, and of the load; a
     model goes when the time of every name that was used is over. `expired` is called then, unless the timer was stopped:
-    it is while the model loads, while it is leased and while anybody waits for it."""
+    it is while the model loads, while it is leased and while anybody waits for it.
+
+    Requests stop and start it all the time, so the loop's own timer is left alone where it fires no later than the end:
+    when it fires too early, or while there is a request, it looks what there is to wait for still.
+    """
 
     def __init__(self, expired: Callable[[], None], *, clock: Callable[[], float]) -> None:
         self._expired = expired
         self._clock = clock
         self._until: dict[str, float] = {}
+        self._runs = False
         self._timer: asyncio.TimerHandle | None = None
+        self._fires = 0.0  # when the loop's timer does
 
     @property
     def until(self) -> float | None:
         """When it ends, on the clock; None while the timer is stopped or there is no end."""
-        if self._timer is None:
-            return None
-        return max(self._until.values())
+        end = self._end
+        return end if self._runs and math.isfinite(end) else None
+
+    @property
+    def _end(self) -> float:
+        return max(self._until.values(), default=FOREVER)
 
     def used(self, name: str, *, keep: float) -> None:
         """A lease by that name has ended: it counts for `keep` seconds from now."""
@@ -52,21 +61,38 @@ class Keeping:
     def forget(self) -> None:
         """It was unloaded."""
         self.stop()
+        self._disarm()
         self._until.clear()
 
     def start(self) -> None:
         """Nobody uses it now."""
-        self.stop()
-        until = max(self._until.values(), default=FOREVER)
-        if math.isfinite(until):
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, until - self._clock()), self._fire)
+        self._runs = True
+        end = self._end
+        if self._timer is None or self._fires > end:
+            self._arm(end)
 
     def stop(self) -> None:
+        """Somebody uses it."""
+        self._runs = False
+
+    def _arm(self, end: float) -> None:
+        self._disarm()
+        if math.isfinite(end):
+            self._fires = end
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, end - self._clock()), self._fire)
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _fire(self) -> None:
         self._timer = None
-        self._expired()
+        if not self._runs:
+            return
+        if self._end > self._fires:
+            self._arm(self._end)
+        else:
+            self._runs = False
+            self._expired()

@@ -52,6 +52,7 @@ async def _load_beside(old: Residence, successor: Residence) -> None:
         raise
     finally:
         old.successor = successor.replaces = None
+        old.arbiter.changed()  # it may go for others again
 
 
 async def _gone(successor: Residence) -> None:

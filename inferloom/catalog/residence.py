@@ -177,7 +177,7 @@ class Residence:
         if not self.leases:
             if ready:
                 self.keeping.start()
-            self._around.arbiter.changed()
+            self._around.arbiter.demand_changed()
 
     async def idle(self) -> None:
         """Returns when no lease is held."""
@@ -185,7 +185,7 @@ class Residence:
 
     def left(self) -> None:
         """A request waits for it no more."""
-        self._around.arbiter.changed()
+        self._around.arbiter.demand_changed()
         self.keep_again()
 
     def _expire(self) -> None:
@@ -219,6 +219,7 @@ class Residence:
                     return  # it was loaded, even if others have needed its room since then
         finally:
             self._insisting -= insist
+            self._around.arbiter.demand_changed()
         if entry is not None and entry.residence is not self:
             await entry.residence.load(entry, insist=insist)
 
@@ -239,7 +240,7 @@ class Residence:
             self._take_off(entry)
         flight = self._flight
         assert flight is not None
-        self._around.arbiter.changed()  # who waits for room may insist from now on
+        self._around.arbiter.demand_changed()  # who waits for room may insist from now on
         landed = await flight.joined()
         if not landed and flight.stopped and not paced:
             # a request goes on waiting and loads it again
@@ -254,6 +255,7 @@ class Residence:
 
     def _land(self) -> None:
         self._flight = self.progress = None
+        self._around.arbiter.changed()  # one load less that others leave room for
         self._around.rested(self)
 
     async def _load(self) -> None:
