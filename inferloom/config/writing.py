@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import tomlkit
 
+from inferloom.config.disk import sync
 from inferloom.config.schema import Config
 from inferloom.errors import ConfigError
 
@@ -83,10 +84,6 @@ def replace(path: Path, text: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(target.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from None

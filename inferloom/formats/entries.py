@@ -18,9 +18,10 @@ from pathlib import Path
 
 import msgspec
 
+from inferloom.config.disk import sync
 from inferloom.config.home import cache_dir, cache_limit
 from inferloom.errors import LoadFailed
-from inferloom.sources.lock import exclusive, exclusive_at_once
+from inferloom.sources.lock import exclusive, exclusive_at_once, is_held
 from inferloom.types import LoadProgress
 
 Progress = Callable[[LoadProgress], None]
@@ -58,7 +59,7 @@ class Entry(msgspec.Struct, frozen=True):
     @property
     def in_use(self) -> bool:
         """Whether a worker has the weights mapped: it holds a shared lock on them."""
-        return any(_is_held(file) for file in self.folder.rglob("*") if file.suffix in _WEIGHTS)
+        return any(is_held(file) for file in self.folder.rglob("*") if file.suffix in _WEIGHTS)
 
 
 def folder_of(kind: str, key: str) -> Path:
@@ -90,9 +91,8 @@ def hold(path: Path, descriptor: int) -> None:
     """Keep the entry with the weights `path` for as long as `descriptor`, opened on them, stays open, and note its use.
     Files outside of the cache are left alone."""
     if path.is_relative_to(cache_dir()):
-        with contextlib.suppress(
-            OSError
-        ):  # a file system without locks: it may be removed, the mapping stays
+        # a file system without locks: it may be removed, the mapping stays
+        with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         mark_used(path.parent)
 
@@ -201,28 +201,13 @@ def remove_leftovers() -> int:
     return freed
 
 
-def _is_held(file: Path) -> bool:
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def _bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _lock(folder: Path) -> Path:
-    prefix = (
-        "" if folder.parent.name == DOWNLOADS else f"{folder.parent.name}-"
-    )  # as `sources.packages` locks
+    # as `sources.packages` locks
+    prefix = "" if folder.parent.name == DOWNLOADS else f"{folder.parent.name}-"
     return cache_dir() / "locks" / f"{prefix}{folder.name}.lock"
 
 
@@ -257,22 +242,14 @@ def _build(folder: Path, manifest: Manifest, write: Callable[[Path], None]) -> N
     try:
         write(work)
         for path in work.iterdir():
-            _sync(path)
+            sync(path)
         size = (work / WEIGHTS).stat().st_size
         (work / MANIFEST).write_bytes(
             msgspec.json.encode(msgspec.structs.replace(manifest, weight_bytes=size))
         )
-        _sync(work / MANIFEST)
+        sync(work / MANIFEST)
         _discard(folder)  # an older version
         work.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

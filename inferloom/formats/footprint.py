@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from inferloom.errors import InvalidFormat, Unsupported
+from inferloom.errors import Unsupported
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.json_files import read_json
 from inferloom.formats.layout import Layout
 from inferloom.formats.model_shape import ModelShape, shape_of
 from inferloom.formats.packed_file import Stored
@@ -75,7 +76,7 @@ def footprint_of(
     """What a worker will take for `checkpoint`, which may have to be converted or packed first: its `weights` may name a
     GGUF file. `native`: whether the compiled operators are there.
 
-    Raises `InvalidFormat` and `OSError` for damaged or missing files, `Unsupported` for a quantization it cannot have.
+    Raises `InvalidFormat` and `OSError` for files that are damaged or missing, `Unsupported` for a quantization it cannot have.
     """
     if activation_dtype not in _ITEMS or dtype not in ("auto", *_ITEMS):
         raise Unsupported(f"{dtype} weights in {activation_dtype}", f"there are {', '.join(_ITEMS)}")
@@ -133,14 +134,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     gguf = next((name for name in checkpoint.weights if name.endswith(".gguf")), None)
     if gguf is not None:
         return _gguf_config(Path(gguf))
-    path = Path(checkpoint.folder) / "config.json"
-    try:
-        config = msgspec.json.decode(path.read_bytes())
-    except msgspec.MsgspecError as error:
-        raise InvalidFormat(f"{path} cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise InvalidFormat(f"{path} is no table of settings.")
-    return config
+    return read_json(Path(checkpoint.folder) / "config.json")
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:

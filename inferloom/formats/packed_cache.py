@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from inferloom.errors import InvalidFormat
 from inferloom.formats import content, entries, packing_plan
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.json_files import read_json
 from inferloom.formats.packed_file import packed_entries
 from inferloom.formats.packing_plan import Scheme
 from inferloom.formats.safetensors_file import read_header
@@ -65,7 +65,7 @@ def pack(checkpoint: Checkpoint, quantization: str, progress: Progress) -> Check
 
 def _asked(checkpoint: Checkpoint, quantization: str) -> tuple[dict[str, Any], Scheme]:
     """The checkpoint's config.json, and what there is to do; a scheme without a name: nothing."""
-    config = _config(Path(checkpoint.folder) / "config.json")
+    config = read_json(Path(checkpoint.folder) / "config.json")
     method = config.get("quantization_config")
     name = packing_plan.method_of(method) if isinstance(method, dict) and method else ""
     scheme = packing_plan.scheme_of(quantization, config, method=name)
@@ -132,13 +132,3 @@ def _build(
 
     manifest = entries.Manifest(VERSION, digest, checkpoint.name, 0, scheme.name)
     entries.build(folder, manifest, fill, progress)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = msgspec.json.decode(path.read_bytes())
-    except msgspec.MsgspecError as error:
-        raise InvalidFormat(f"{path} cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise InvalidFormat(f"{path} is no table of settings.")
-    return config

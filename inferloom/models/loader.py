@@ -9,6 +9,7 @@ import torch
 
 from inferloom.errors import LoadFailed, Unsupported
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.json_files import read_json
 from inferloom.formats.weights import open_weights
 from inferloom.kernels.native import library
 from inferloom.kernels.native.operators import NativeKernels
@@ -20,7 +21,6 @@ from inferloom.models.decoder_weights import read_decoder
 from inferloom.models.encoder import Encoder, EncoderSpec
 from inferloom.models.fallback import load_fallback
 from inferloom.models.families import DECODER_FAMILIES, ENCODER_FAMILIES
-from inferloom.models.json_files import read_json
 from inferloom.models.native import NativeDecoder, supports
 from inferloom.models.pooling import Pooling
 from inferloom.models.spec import DecoderSpec

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from inferloom.errors import InvalidFormat, Unsupported
-from inferloom.models.json_files import read_json, read_json_list
+from inferloom.formats.json_files import read_json, read_json_list
 
 # In the order in which sentence-transformers joins the vectors of several modes.
 _FLAGS = {

@@ -15,6 +15,7 @@ import msgspec
 
 from inferloom.errors import Conflict
 from inferloom.sources import hub_cache, unfinished
+from inferloom.sources.lock import is_held
 from inferloom.sources.reference import HubRef
 
 _FOLDER = re.compile(r"models--(?P<repo>[^-].*)")
@@ -131,7 +132,7 @@ def remove(cached: CachedRepository) -> None:
     """Delete everything that the cache has of it. Raises `Conflict` while a worker has its weights mapped or a process
     downloads it."""
     for path in _files(cached.folder):
-        if path.name.endswith(unfinished.UNFINISHED) and unfinished.is_held(path):
+        if path.name.endswith(unfinished.UNFINISHED) and is_held(path):
             raise Conflict(f"{cached.repo} is being downloaded by another process; stop that first.")
     for link in _weights(cached.folder):
         if _is_leased(link):

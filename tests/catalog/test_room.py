@@ -3,61 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+import os
+import signal
 
 import pytest
+from catalog.swapping import Open, answer, loaded
 from worker_driving import becomes
 
 from inferloom.catalog.catalog import Catalog
 from inferloom.catalog.lifecycle import State, Transition
-from inferloom.config.schema import Config, DriverConfig, ModelConfig, RuntimeConfig, ServerConfig
 from inferloom.errors import ModelUnavailable, OutOfMemory, WorkerDied
 from inferloom.types import ExecuteBatch
-from inferloom.worker.pool import WorkerPool
 
-Open = Callable[..., Catalog]
 MIB = 1 << 20
-NAMES = ("pin", "priority", "group", "keep_alive", "lazy")
-
-
-@pytest.fixture
-async def catalogs(pool: WorkerPool) -> AsyncIterator[Open]:
-    """Makes catalogs of lazy dummies: `catalogs("100MiB", a=60, b={"weights_mb": 60, "pin": True})`."""
-    made: list[Catalog] = []
-
-    def make(
-        budget: str = "100MiB", *, server: dict[str, Any] | None = None, **models: int | dict[str, Any]
-    ) -> Catalog:
-        config = Config(
-            server=ServerConfig(**(server or {})),
-            runtime=RuntimeConfig(memory_budget=budget),
-            model=[_model(name, given) for name, given in models.items()],
-        )
-        made.append(Catalog(config, pool))
-        return made[-1]
-
-    yield make
-    for catalog in made:
-        await catalog.close()
-        assert catalog.ledger.held() == []
-
-
-def _model(name: str, given: int | dict[str, Any]) -> ModelConfig:
-    options = {"weights_mb": given} if isinstance(given, int) else dict(given)
-    own = {key: options.pop(key) for key in NAMES if key in options}
-    driver = DriverConfig(type="dummy", options={"text": name, **options})
-    return ModelConfig(name=name, driver=driver, **{"lazy": True, **own})
-
-
-def loaded(catalog: Catalog) -> list[str]:
-    return [entry.id for entry in catalog.entries() if entry.state is State.READY]
-
-
-async def answer(catalog: Catalog, name: str, **lease: Any) -> str:
-    async with catalog.lease(name, **lease) as runner:
-        handle = await runner.execute(ExecuteBatch(request_id="r", model=name, text="x"))
-        return "".join([chunk.text async for chunk in handle])
 
 
 class Busy:
@@ -196,9 +154,6 @@ async def test_who_leaves_while_waiting_for_room_takes_none(catalogs: Open) -> N
 
 
 async def test_a_worker_that_dies_leaves_no_reservation(catalogs: Open) -> None:
-    import os
-    import signal
-
     catalog = catalogs(a=60, b=60)
     async with Busy(catalog, "a"):
         pid = catalog.status("a").pid
@@ -287,9 +242,6 @@ async def test_a_plan_says_who_would_go_and_changes_nothing(catalogs: Open) -> N
 async def test_a_stream_on_a_worker_that_was_killed_ends_while_another_waits_for_its_room(
     catalogs: Open,
 ) -> None:
-    import os
-    import signal
-
     catalog = catalogs(a={"weights_mb": 60, "tokens_per_second": 10.0}, b=60)
     with pytest.raises(WorkerDied):
         async with catalog.lease("a") as runner:

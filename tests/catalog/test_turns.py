@@ -5,26 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import pytest
-from catalog.swapping import Open, answer, loaded, opening
+from catalog.swapping import Open, answer, loaded
 from worker_driving import becomes
 
 from inferloom.catalog.catalog import Catalog
 from inferloom.catalog.lifecycle import State
 from inferloom.config.schema import ServerConfig
 from inferloom.errors import ModelUnavailable, RateLimited
-from inferloom.worker.pool import WorkerPool
 
 PATIENCE = 5.0  # seconds, the least of the latency policy
 SLACK = 10.0  # for a machine that is busy
-
-
-@pytest.fixture
-async def catalogs(pool: WorkerPool) -> AsyncIterator[Open]:
-    async with opening(pool) as opened:
-        yield opened
 
 
 async def hold(catalog: Catalog, name: str, seconds: float) -> None:

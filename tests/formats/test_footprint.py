@@ -192,7 +192,7 @@ def test_what_cannot_be_loaded_is_refused_as_loading_refuses_it(tmp_path: Path) 
     with pytest.raises(InvalidFormat, match="damaged"):
         footprint_of(checkpoint)
     (tmp_path / "m" / "config.json").write_text("[1]")
-    with pytest.raises(InvalidFormat, match="no table"):
+    with pytest.raises(InvalidFormat, match="holds no JSON object"):
         footprint_of(checkpoint)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import msgspec
 import pytest
 from factories.checkpoints import make_checkpoint
+from gateway.sse import Stream
 from gateway.stand_in import until
 
 from inferloom.config.schema import ModelConfig
@@ -305,21 +305,14 @@ async def test_the_names_of_models_that_come_and_go_are_bounded_labels(workers, 
 
 async def test_what_is_declared_changed_and_removed_is_told_as_it_happens(workers):
     gateway = await workers(a={})
-    async with gateway.http.stream("GET", "/v1/events") as stream:
-        lines = stream.aiter_lines()
-        async for line in lines:
-            if line.startswith("data:"):
-                break
+    async with gateway.http.stream("GET", "/v1/events") as response:
+        stream = Stream(response)
+        await stream.next()
         await add(gateway, id="b", alias_of="a")
         await patch(gateway, "b", priority=1)
         await delete(gateway, "b")
-        told: list[tuple[str, str]] = []
-        async for line in lines:
-            if line.startswith("data:") and '"change"' in line:
-                event = json.loads(line[5:])
-                told.append((event["id"], event["change"]))
-                if len(told) == 3:
-                    break
+        seen = await stream.until(id="b", change="removed")
+    told = [(frame.data["id"], frame.data["change"]) for frame in seen if "change" in frame.data]
     assert told == [("b", "added"), ("b", "changed"), ("b", "removed")]
 
 

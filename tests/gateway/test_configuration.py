@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gateway.conftest import Gateway
+from gateway.sse import Stream
 from gateway.stand_in import config as configured
 from gateway.stand_in import until
 
@@ -275,21 +276,17 @@ async def test_a_watched_file_is_applied_when_it_was_written(start):
 
 async def test_what_was_read_is_an_event(start):
     served = await start(model("a"))
-    async with served.gateway.http.stream("GET", "/v1/events") as stream:
-        lines = stream.aiter_lines()
-        async for line in lines:
-            if line.startswith("data:"):
-                break
+    async with served.gateway.http.stream("GET", "/v1/events") as response:
+        stream = Stream(response)
+        await stream.next()
         served.write(model("a", "priority = 1"))
         await served.apply()
         served.write("nonsense")
         await served.post("apply")
-        told = []
-        async for line in lines:
-            if line.startswith("data:") and '"change"' in line:
-                event = json.loads(line[5:])
-                told.append((event["id"], event["change"]))
-                if len(told) == 3:
-                    break
-    assert told == [("a", "changed"), ("", "applied"), ("", "refused")]
-    assert ":1: not valid TOML" in event["message"]
+        told = [frame.data for frame in await stream.until(change="refused") if "change" in frame.data]
+    assert [(one["id"], one["change"]) for one in told] == [
+        ("a", "changed"),
+        ("", "applied"),
+        ("", "refused"),
+    ]
+    assert ":1: not valid TOML" in told[-1]["message"]

@@ -16,7 +16,7 @@ from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import Executor
 from inferloom.models.decoder import Decoder
 from inferloom.models.decoder_weights import read_decoder
-from inferloom.models.json_files import read_json
+from inferloom.formats.json_files import read_json
 from inferloom.models.native import NativeDecoder
 from inferloom.models.spec import DecoderSpec
 from inferloom.models.tensors import TensorReader
