@@ -17,7 +17,7 @@ from inferloom.catalog.ledger import Ledger
 from inferloom.catalog.lifecycle import ModelStatus, State, Transition, log_change, measured
 from inferloom.catalog.names import Names
 from inferloom.catalog.planning import Plan, plan_of
-from inferloom.catalog.replacement import replace
+from inferloom.catalog.replacement import Replacement, unload
 from inferloom.catalog.residence import Residence
 from inferloom.catalog.surroundings import Surroundings
 from inferloom.config.quantities import budgets
@@ -187,7 +187,8 @@ class Catalog:
         if entry.state is not State.READY:
             return await self.load(name, keep_alive=keep_alive)
         async with self._changing(entry) as old:
-            if old.state is State.READY and await old.files_changed():
+            # it may be unloaded while its files are looked at
+            if old.state is State.READY and await old.files_changed() and old.state is State.READY:
                 successor = self._new_residence(entry.config)
                 successor.inherit(old)
                 await self._replace(old, successor, old.entries)
@@ -201,7 +202,7 @@ class Catalog:
         entry = self.resolve(name)
         if drain_secs is None:
             drain_secs = self._config.server.drain_timeout_secs
-        await entry.residence.unload(force=force, drain_secs=drain_secs)
+        await unload(entry, force=force, drain_secs=drain_secs)
         return entry.status()
 
     # --- changing models --------------------------------------------------------------------------------------------
@@ -333,8 +334,10 @@ class Catalog:
         try:
             if successor.state is not State.READY:
                 await successor.prepare()  # packed first, while the model goes on as it is
+            while old.leaving is not None:
+                await asyncio.wait({old.leaving})
             entry.config = changed
-            if old.state is State.READY or old.leaving or old.progress is not None:
+            if old.state is State.READY or old.progress is not None:
                 await self._replace(old, successor, [entry])
             else:
                 entry.move(successor)
@@ -353,13 +356,8 @@ class Catalog:
         self._change_of.setdefault(successor, self._change_of[old])
         successor.in_change += 1
         try:
-            await replace(
-                old,
-                successor,
-                list(entries),
-                moved=self._note_replaced,
-                drain_secs=self._config.server.drain_timeout_secs,
-            )
+            drain_secs = self._config.server.drain_timeout_secs
+            await Replacement(old, successor, entries, moved=self._note_replaced, drain_secs=drain_secs).run()
         finally:
             successor.in_change -= 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +18,9 @@ from inferloom.config.schema import ModelConfig
 from inferloom.errors import ModelNotFound, ModelUnavailable, RateLimited, RequestTimeout
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.presented import Presented
+
+if TYPE_CHECKING:
+    from inferloom.catalog.replacement import Replacement
 
 GONE = "no_loader_config"
 _LOADING = (State.LOADING, State.WARMING)
@@ -36,6 +40,7 @@ class Entry:
         self.line = Line(time.monotonic)  # of requests that wait for it
         self.leases = 0  # requests that hold it
         self.removed = False  # it is no model of the server any more
+        self.replacement: Replacement | None = None  # in progress, of what answers for it
         self._server_keep_alive = keep_alive
         self.residence = residence
         residence.entries.append(self)

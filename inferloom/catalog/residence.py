@@ -114,8 +114,9 @@ class Residence:
         return frozenset(config.group for config in configs if config.group is not None)
 
     @property
-    def leaving(self) -> bool:
-        return self._departure is not None
+    def leaving(self) -> asyncio.Task[None] | None:
+        """The unload in progress."""
+        return None if self._departure is None else self._departure.task
 
     @property
     def at_rest(self) -> bool:
@@ -250,7 +251,7 @@ class Residence:
         return landed
 
     def _take_off(self, entry: Entry | None, *, kept: bool = False) -> None:
-        self._asked_by = entry
+        self._asked_by, self.progress = entry, LoadProgress("start")
         self._flight = Flight(self._load(), name=f"load {self.id}", landed=self._land, kept=kept)
 
     def _land(self) -> None:

@@ -20,7 +20,7 @@ from inferloom.worker.messages.requests import Stop, ToWorker
 
 STDERR_LINES = 20  # of a worker's last words
 STDERR_LINE_CHARS = 2000
-DRAIN_SECS = 1.0  # how long a dead worker's socket may take to report its end
+READ_BYTES = 1 << 18
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(FromWorker).decode
@@ -170,9 +170,23 @@ class WorkerProcess(asyncio.Protocol):
         os.close(self._pidfd)
         self._pidfd = -1
         self._exit = Exit.of(result)
-        # a grandchild may hold the socket open; the worker is gone all the same
-        loop.call_later(DRAIN_SECS, self._disconnect)
+        self._drain()
         self._conclude()
+
+    def _drain(self) -> None:
+        """What it said before its end is in the socket, and is delivered before anybody hears of that: nobody may think that
+        it lives meanwhile. A grandchild may hold the socket open; the worker is gone all the same."""
+        transport = self._transport
+        while transport is not None and not transport.is_closing():
+            try:
+                data = os.read(transport.get_extra_info("socket").fileno(), READ_BYTES)
+            except OSError:
+                break
+            if not data:
+                break
+            self.data_received(data)
+        self._disconnect()
+        self._connected = False
 
     def _disconnect(self) -> None:
         if self._transport is not None:

@@ -37,6 +37,19 @@ async def test_a_workers_death_is_told_with_its_signal(worker: Driven, name: str
     assert gone(worker.process.pid)
 
 
+async def test_who_sees_that_a_worker_is_dead_has_heard_what_it_said_and_how_it_ended(worker: Driven) -> None:
+    worker.process.send(ENDLESS)
+    await worker.until(lambda: worker.steps(1) or None)
+    worker.process.kill()
+    while worker.process.alive:  # noqa: ASYNC110 - every turn of the loop is looked at
+        assert worker.exits == []
+        await asyncio.sleep(0)
+    assert [how.signal for how in worker.exits] == ["SIGKILL"]
+    said = len(worker.said)
+    await asyncio.sleep(0.01)
+    assert len(worker.said) == said
+
+
 async def test_the_last_words_of_a_crash_are_kept(worker: Driven) -> None:
     os.kill(worker.process.pid, signal.SIGSEGV)
     await asyncio.wait_for(worker.process.exit, 5)
