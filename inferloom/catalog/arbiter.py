@@ -350,10 +350,9 @@ class Arbiter:
         least = kinds_of(footprint, footprint.kv_least)
         return NoRoom(
             f"{guest.id} needs {_mib(least.total)} of {device} (weights {_mib(least.weights)}, KV {_mib(least.kv)}, "
-            f"workspace {_mib(least.workspace)}), of the budget of {_mib(self.ledger.budget(device))} "
+            f"workspace {_mib(least.workspace)}), and of the budget of {_mib(self.ledger.budget(device))} "
             f"{_mib(max(0, self.ledger.free(device)))} are free"
-            + table(self.device(device).there, self.ledger)
-            + "\nUnload or unpin one of these, or raise [runtime] memory_budget.",
+            + table(self.device(device).there, self.ledger),
             insisted=insists,
         )
 

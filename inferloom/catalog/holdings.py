@@ -1,4 +1,4 @@
-"""Who holds what, as a table for people."""
+"""Who holds what, for people: why there is no room, and what they can do."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _HEAD = ("model", "state", "weights", "KV", "workspace", "pinned", "leases")
 
 
 def table(residences: Sequence[Residence], ledger: Ledger) -> str:
-    """Lines that begin with a line break; MiB. Nothing where nobody holds anything."""
+    """What ends a sentence that says how much is free: lines in MiB, and what to do."""
     rows = [_HEAD, *(_row(one, ledger) for one in residences)]
     if len(rows) == 1:
-        return "."
+        return ".\nRaise [runtime] memory_budget; a smaller max_model_len or max_batch_tokens makes a model need less."
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return ", held by (MiB):\n" + "\n".join(line.rstrip() for line in lines)
+    held = "\n".join(line.rstrip() for line in lines)
+    return f"; held by (MiB):\n{held}\nUnload or unpin one of these, or raise [runtime] memory_budget."
 
 
 def _row(one: Residence, ledger: Ledger) -> tuple[str, ...]:

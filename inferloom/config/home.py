@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
+from inferloom.config.quantities import bytes_of
 from inferloom.errors import ConfigError
 
-_UNITS = {
-    "": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
 _CACHE_LIMIT = 50 * 2**30
 
 
@@ -43,12 +32,10 @@ def cache_limit() -> int:
     value = os.environ.get("INFERLOOM_CACHE_LIMIT")
     if not value:
         return _CACHE_LIMIT
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", value.strip())
-    if match is None or match[2] not in _UNITS:
-        raise ConfigError(
-            f"INFERLOOM_CACHE_LIMIT is {value!r}: write bytes, or a number with {', '.join(unit for unit in _UNITS if unit)}."
-        )
-    return int(float(match[1]) * _UNITS[match[2]])
+    found = bytes_of(value)
+    if found is None:
+        raise ConfigError(f'INFERLOOM_CACHE_LIMIT is {value!r}: write "20GB", "50GiB", or a number of bytes.')
+    return found
 
 
 def config_path() -> Path:

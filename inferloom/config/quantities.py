@@ -69,13 +69,19 @@ def size_bytes(text: str, *, whole: int | None) -> int:
                 f'"{text}": a share of this device is not known here; write bytes such as "12GiB"'
             )
         return int(share / 100 * whole)
-    match = _SIZE.fullmatch(written)
-    unit = None if match is None else _BYTES_FOLDED.get(match[2].upper())
-    if match is None or unit is None:
+    found = bytes_of(written)
+    if found is None:
         raise ConfigError(
             f'"{text}" is not a size of memory: write "12GiB", "500MB", or "80%" of what there is'
         )
-    return int(float(match[1]) * unit)
+    return found
+
+
+def bytes_of(text: str) -> int | None:
+    """ "12GiB", "500 MB" or a number of bytes; None for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = None if match is None else _BYTES_FOLDED.get(match[2].upper())
+    return None if match is None or unit is None else int(float(match[1]) * unit)
 
 
 def budgets(written: str | Mapping[str, str], *, ram: int) -> dict[str, int]:

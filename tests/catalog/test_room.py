@@ -85,6 +85,12 @@ async def test_a_busy_one_of_a_higher_priority_is_waited_for(catalogs: Open) -> 
     assert await other == "b"
 
 
+async def test_who_needs_more_than_there_is_alone_is_told_what_helps(catalogs: Open) -> None:
+    catalog = catalogs(a=160)
+    with pytest.raises(OutOfMemory, match=r"100 MiB are free\.\nRaise \[runtime\] memory_budget"):
+        await answer(catalog, "a")
+
+
 async def test_what_is_pinned_never_goes(catalogs: Open) -> None:
     catalog = catalogs(a={"weights_mb": 60, "pin": True}, b=60, c=40)
     await answer(catalog, "a")

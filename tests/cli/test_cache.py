@@ -101,4 +101,4 @@ def test_what_is_mapped_is_not_cleared(tmp_path: Path) -> None:
 def test_a_limit_that_is_no_size_is_a_usage_error() -> None:
     done = run(INFERLOOM_CACHE_LIMIT="lots")
     assert done.returncode == 2
-    assert "INFERLOOM_CACHE_LIMIT is 'lots': write bytes, or a number with kB" in done.stderr
+    assert "INFERLOOM_CACHE_LIMIT is 'lots': write \"20GB\"" in done.stderr

@@ -10,13 +10,13 @@ import torch
 from factories.matrices import pack
 
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.json_files import read_json
 from inferloom.formats.layouts import Layout, PackedTensor, dequantise
 from inferloom.formats.weights import open_weights
 from inferloom.kernels.reference import ReferenceKernels
 from inferloom.models.batch import Executor
 from inferloom.models.decoder import Decoder
 from inferloom.models.decoder_weights import read_decoder
-from inferloom.formats.json_files import read_json
 from inferloom.models.native import NativeDecoder
 from inferloom.models.spec import DecoderSpec
 from inferloom.models.tensors import TensorReader
