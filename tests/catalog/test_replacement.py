@@ -204,3 +204,106 @@ async def test_a_reload_replaces_what_was_written_anew_and_nothing_else(
     assert catalog.status("a").pid == status.pid
     assert await answer(catalog)
     await catalog.close()
+
+
+async def test_an_unload_while_the_old_one_makes_room_is_not_undone_by_the_change(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("a")
+    async with catalog.lease("a"):
+        change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=70)))
+        await becomes(lambda: catalog.status("a").state is State.DRAINING)
+        unload = asyncio.create_task(catalog.unload("a"))
+        await asyncio.sleep(0)
+    status = await unload
+    with pytest.raises(ModelUnavailable, match="stopped by an unload"):
+        await change
+    assert (status.state, pool.workers, catalog.ledger.held()) == (State.UNLOADED, [], [])
+    assert catalog.status("a").state is State.UNLOADED
+    assert await answer(catalog) == "old"
+
+
+async def test_an_unload_while_the_successor_loads_in_the_place_of_the_old_brings_neither_back(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("a")
+    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=70, load_secs=30.0)))
+    await becomes(lambda: catalog.ledger.used("cpu") == 70 << 20)
+    status = await catalog.unload("a")
+    with pytest.raises(ModelUnavailable, match="stopped by an unload"):
+        await change
+    assert (status.state, pool.workers, catalog.ledger.held()) == (State.UNLOADED, [], [])
+    await becomes(lambda: len(catalog.residences()) == 1)
+    assert catalog.status("a").state is State.UNLOADED
+    assert await answer(catalog) == "old"
+
+
+async def test_an_unload_while_the_old_one_is_brought_back_leaves_it_unloaded(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.change("a", driver=driver("old", weights_mb=40, load_secs=0.2))
+    await catalog.load("a")
+    change = asyncio.create_task(
+        catalog.change("a", driver=driver("new", weights_mb=70, fail_load="no luck"))
+    )
+    old = catalog.residences()[0]
+    await becomes(lambda: old.state is State.LOADING)
+    status = await catalog.unload("a")
+    with pytest.raises(LoadFailed, match="no luck"):
+        await change
+    assert (status.state, pool.workers) == (State.UNLOADED, [])
+
+
+async def test_an_unload_of_what_was_just_replaced_waits_for_the_old_worker_too(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("a")
+    lease = catalog.lease("a")
+    await lease.__aenter__()
+    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=50)))
+    await becomes(lambda: catalog.ledger.used("cpu") == 90 << 20 and not catalog.status("a").replacing)
+    status = await catalog.unload("a", force=True)
+    assert (status.state, pool.workers, catalog.ledger.held()) == (State.UNLOADED, [], [])
+    await change
+    await lease.__aexit__(None, None, None)
+
+
+async def test_an_unload_of_a_name_that_leaves_its_worker_to_others_is_not_undone_by_the_change(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    source = make_checkpoint(tmp_path / "tiny", "llama").folder
+    common = {"lazy": True, "source": source, "driver": driver("x", weights_mb=60)}
+    twins = [ModelConfig(name="a", **common), ModelConfig(name="twin", **common)]
+    catalog = Catalog(Config(runtime=RuntimeConfig(memory_budget="100MiB"), model=twins), pool)
+    await catalog.load("a")
+    slow = driver("new", weights_mb=60, load_secs=30.0)
+    change = asyncio.create_task(catalog.change("a", driver=slow))
+    await becomes(lambda: len(catalog.residences()) == 2 and catalog.residences()[1].state is State.LOADING)
+    await becomes(lambda: catalog.residences()[1].reservation is not None)
+    status = await catalog.unload("a")
+    with pytest.raises(ModelUnavailable, match="stopped by an unload"):
+        await change
+    assert (status.state, pool.workers, catalog.ledger.held()) == (State.UNLOADED, [], [])
+    assert (await catalog.load("a")).shares == ("twin",)
+    await catalog.close()
+
+
+async def test_a_change_as_a_load_begins_leaves_no_worker_that_answers_for_nobody(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=50)))
+    asking = asyncio.create_task(answer(catalog))
+    await asyncio.gather(change, asking)
+    await becomes(lambda: len(catalog.residences()) == 1)
+    assert await answer(catalog) == "new"
+    assert (len(pool.workers), catalog.ledger.used("cpu")) == (1, 50 << 20)
+
+
+async def test_a_change_that_fails_does_not_make_an_idle_model_stay_for_ever(pool: WorkerPool) -> None:
+    model = ModelConfig(name="a", lazy=True, keep_alive=0.05, driver=driver("old"))
+    catalog = Catalog(Config(model=[model]), pool)
+    assert await answer(catalog) == "old"
+    with pytest.raises(LoadFailed, match="no luck"):
+        await catalog.change("a", driver=driver("new", load_secs=0.2, fail_load="no luck"))
+    await becomes(lambda: catalog.status("a").state is State.UNLOADED)
+    await catalog.close()

@@ -41,7 +41,7 @@ async def test_who_sees_that_a_worker_is_dead_has_heard_what_it_said_and_how_it_
     worker.process.send(ENDLESS)
     await worker.until(lambda: worker.steps(1) or None)
     worker.process.kill()
-    while worker.process.alive:  # noqa: ASYNC110 - every turn of the loop is looked at
+    while worker.process.alive:
         assert worker.exits == []
         await asyncio.sleep(0)
     assert [how.signal for how in worker.exits] == ["SIGKILL"]
