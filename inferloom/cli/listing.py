@@ -13,8 +13,8 @@ from inferloom.config.schema import Config, ModelConfig
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as the listing shows it. `bytes` are those of its weights, `memory` all that it holds; what is not known is
-    empty or 0."""
+    """A model as the listing shows it. `bytes` are those of its weights, `memory` what its process took after its load,
+    `reserved` what it may grow to as its KV pages fill; what is not known is empty or 0."""
 
     id: str
     state: str = ""
@@ -30,9 +30,11 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     fraction: float | None = None
     reason: str = ""
     memory: int = 0
+    reserved: int = 0
     expires_at: float | None = None  # seconds since the epoch
     pinned: bool = False
     waiting: int = 0  # requests that wait for it
+    shares: list[str] = []  # other models that its worker answers for
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -50,12 +52,9 @@ def human_count(number: int) -> str:
     return str(number) if number else ""
 
 
-def _size(row: ModelRow) -> str:
-    return f"{human_count(row.bytes)}B" if row.bytes else ""
-
-
-def _memory(row: ModelRow) -> str:
-    return f"{human_count(row.memory)}B" if row.memory else ""
+def human_bytes(number: int) -> str:
+    """`135MB`; nothing for 0."""
+    return f"{human_count(number)}B" if number else ""
 
 
 def _state(row: ModelRow) -> str:
@@ -85,17 +84,17 @@ _ID = Column("ID", lambda row: f"{row.id} *" if row.default else row.id)
 _STATE = Column("STATE", _state)
 _KIND = Column("KIND", lambda row: {"generate": "chat", "embed": "embeddings"}.get(row.kind, row.kind))
 _PARAMETERS = Column("PARAMETERS", lambda row: human_count(row.parameters), right=True)
-_SIZE = Column("SIZE", _size, right=True)
+_SIZE = Column("SIZE", lambda row: human_bytes(row.bytes), right=True)
 _SOURCE = Column("SOURCE", lambda row: row.source)
 _PROMPT = Column("SYSTEM PROMPT", lambda row: row.system_prompt or "")
 _DRIVER = Column("DRIVER", lambda row: row.driver)
 _DEVICE = Column("DEVICE", lambda row: row.device)
-_MEMORY = Column("MEMORY", _memory, right=True)
+_MEMORY = Column("MEMORY", lambda row: human_bytes(row.memory), right=True)
+_RESERVED = Column("RESERVED", lambda row: human_bytes(row.reserved), right=True)
 _EXPIRY = Column("EXPIRES", _expiry)
 _WHY = Column("WHY", _why)
 
-LIST_COLUMNS = (_ID, _STATE, _KIND, _PARAMETERS, _SIZE, _MEMORY, _EXPIRY, _SOURCE, _PROMPT, _WHY)
-STATE_COLUMNS = (_ID, _STATE, _MEMORY, _EXPIRY, _WHY)
+LIST_COLUMNS = (_ID, _STATE, _KIND, _PARAMETERS, _SIZE, _MEMORY, _RESERVED, _EXPIRY, _SOURCE, _PROMPT, _WHY)
 PLAN_COLUMNS = (_ID, _STATE, _KIND, _DRIVER, _DEVICE, _SIZE, _SOURCE, _PROMPT)
 
 

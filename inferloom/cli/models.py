@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inferloom.cli.listing import LIST_COLUMNS, declared, human_count, table
+from inferloom.cli.listing import LIST_COLUMNS, declared, human_bytes, table
 from inferloom.cli.printing import print_json
 from inferloom.cli.session import DEFAULT_URL, Session, connect, row_of
 from inferloom.cli.transport import NoServer
@@ -108,10 +108,9 @@ def _planned(answer: dict[str, Any], model: str) -> str:
     kinds = answer.get("bytes") or {}
     parts = [(int(kinds.get(kind) or 0), kind) for kind in ("weights", "kv", "workspace")]
     if need := sum(count for count, _ in parts):
-        named = ", ".join(f"{_bytes(count)} {_KINDS[kind]}" for count, kind in parts if count)
-        lines.append(
-            f"{name} needs {_bytes(need)} ({named}); {_bytes(int(answer.get('free_bytes') or 0))} are free"
-        )
+        named = ", ".join(f"{human_bytes(count)} {_KINDS[kind]}" for count, kind in parts if count)
+        free = human_bytes(int(answer.get("free_bytes") or 0)) or "0B"
+        lines.append(f"{name} needs {human_bytes(need)} ({named}); {free} are free")
     reason = answer.get("reason")
     if answer.get("fits") is None:
         lines.append(
@@ -120,10 +119,9 @@ def _planned(answer: dict[str, Any], model: str) -> str:
     elif not answer["fits"]:
         lines.append(f"it does not fit: {reason or 'the server says no more'}")
     else:
-        goes = [
-            f"{one['model_id']} ({_bytes(int(one.get('bytes') or 0))})" for one in answer.get("evicts") or ()
-        ]
-        lines.append(f"loading it evicts {', '.join(goes) or 'nothing'}")
+        goes = [(one["model_id"], int(one.get("bytes") or 0)) for one in answer.get("evicts") or ()]
+        named = ", ".join(f"{victim} ({human_bytes(held) or '0B'})" for victim, held in goes)
+        lines.append(f"loading it evicts {named or 'nothing'}")
         if answer.get("expected_secs") is not None:
             lines[-1] += f" and takes about {float(answer['expected_secs']):.2f} s"
         if answer.get("waits"):
@@ -147,13 +145,9 @@ def _change(verb: str, model: str, url: str | None, as_json: bool, **fields: Any
         print_json(answer)
         return
     freed = int(answer.get("freed_bytes") or 0)
-    more = f", {_bytes(freed)} are free again" if freed else ""
+    more = f", {human_bytes(freed)} are free again" if freed else ""
     seconds = time.monotonic() - began
     print(f"{answer.get('model_id', model)}: {answer.get('status')} ({seconds:.2f} s){more}")
-
-
-def _bytes(count: int) -> str:
-    return f"{human_count(count) or 0}B"
 
 
 def server(url: str | None) -> Session:

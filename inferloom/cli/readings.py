@@ -42,12 +42,14 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     fraction: float | None
     memory: int
+    reserved: int
     tokens_per_second: float | None
     running: int
     waiting: int  # for the model, and in its engine
     expires_at: float | None
     pinned: bool
     why: str
+    shares: list[str] = []
 
 
 def counters(text: str, now: float) -> Counters:
@@ -77,12 +79,14 @@ def lines(
             stage=row.stage,
             fraction=row.fraction,
             memory=row.memory or (row.bytes if row.state in ("ready", "draining") else 0),
+            reserved=row.reserved,
             tokens_per_second=_rate(row.id, now, before),
             running=now.running.get(row.id, 0),
             waiting=row.waiting + now.waiting.get(row.id, 0),
             expires_at=row.expires_at,
             pinned=row.pinned,
             why=row.reason or (told or {}).get(row.id, ""),
+            shares=row.shares,
         )
         for row in rows
     ]

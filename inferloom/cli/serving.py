@@ -35,8 +35,12 @@ def plan(config: Config) -> None:
 
 def run(config: Config, *, file: ConfigFile | None = None) -> int:
     """Serve until a signal ends it; the exit code. `file`: where the configuration came from."""
-    fetch(missing(config))
-    from inferloom.gateway.server import serve
+    from inferloom.gateway.server import bind, serve
+
+    absent = missing(config)
+    if absent:
+        bind(config.server).close()  # a port in use is told before the download, not after it
+    fetch(absent)
 
     def listening(catalog: Catalog) -> None:
         print(banner(config), flush=True)

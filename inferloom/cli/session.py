@@ -160,10 +160,12 @@ def row_of(card: dict[str, Any]) -> ModelRow:
         stage=str(card.get("stage") or ""),
         fraction=card.get("fraction"),
         reason=str(card.get("reason") or ""),
-        memory=sum(int(kinds.get(kind) or 0) for kind in ("weights", "kv", "workspace")),
+        memory=int(kinds.get("measured") or 0),
+        reserved=sum(int(kinds.get(kind) or 0) for kind in ("weights", "kv", "workspace")),
         expires_at=_moment(card.get("expires_at")),
         pinned=bool(card.get("pinned")),
         waiting=int(card.get("waiting") or 0),
+        shares=[str(name) for name in card.get("shares") or ()],
     )
 
 

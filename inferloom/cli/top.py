@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inferloom.cli.listing import human_count, remaining
+from inferloom.cli.listing import human_bytes, remaining
 from inferloom.cli.models import Json, Url, server
 from inferloom.cli.printing import print_json, rows_of
 from inferloom.cli.readings import Line, Readings, readings
@@ -18,8 +18,8 @@ from inferloom.cli.readings import Line, Readings, readings
 if TYPE_CHECKING:
     from rich.table import Table
 
-_TITLES = ("MODEL", "STATE", "MEMORY", "TOK/S", "RUNNING", "QUEUE", "EXPIRES", "WHY")
-_RIGHT = ("MEMORY", "TOK/S", "RUNNING", "QUEUE")
+_TITLES = ("MODEL", "STATE", "MEMORY", "RESERVED", "TOK/S", "RUNNING", "QUEUE", "EXPIRES", "WHY")
+_RIGHT = ("MEMORY", "RESERVED", "TOK/S", "RUNNING", "QUEUE")
 _COLOURS = {"ready": "green", "failed": "red", "loading": "yellow", "warming": "yellow", "draining": "yellow"}
 _BETWEEN = 0.5  # seconds between the two readings of a rate that is printed once
 
@@ -65,7 +65,8 @@ def cells(line: Line) -> tuple[str, ...]:
     return (
         f"{line.id} *" if line.default else line.id,
         " ".join(part for part in (line.state, line.stage, how_far) if part),
-        f"{human_count(line.memory)}B" if line.memory else "",
+        human_bytes(line.memory),
+        human_bytes(line.reserved),
         f"{rate:,.0f}" if rate is not None and line.state == "ready" else "",
         str(line.running or ""),
         str(line.waiting or ""),
@@ -90,15 +91,26 @@ def _live(found: Iterable[list[Line] | None]) -> None:
             live.update(drawn(last, lost=shown is None), refresh=True)
 
 
+def _workers(shown: Sequence[Line]) -> list[Line]:
+    """One line of each worker: models may share one."""
+    counted: set[str] = set()
+    found = []
+    for line in shown:
+        if line.id not in counted:
+            found.append(line)
+        counted.update(line.shares)
+    return found
+
+
 def drawn(shown: Sequence[Line], *, lost: bool = False) -> Table:
     """The table for the terminal; `lost` says that it is old."""
     from rich.table import Table
     from rich.text import Text
 
-    total = sum(line.memory for line in shown)
+    total = sum(line.memory for line in _workers(shown))
     rate = sum(line.tokens_per_second or 0.0 for line in shown)
     ready = sum(line.state == "ready" for line in shown)
-    caption = f"{ready} of {len(shown)} ready, {human_count(total) or 0}B, {rate:,.0f} tokens/s"
+    caption = f"{ready} of {len(shown)} ready, {human_bytes(total) or '0B'}, {rate:,.0f} tokens/s"
     table = Table(
         title="the server does not answer: this is how it was" if lost else None,
         caption=caption,

@@ -57,7 +57,7 @@ def status(*arguments: str) -> int:
 def test_models_show_memory_expiry_and_why(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     cards: dict[str, dict[str, object]] = {
         "org/small": {
-            "bytes": {"weights": 1_000_000_000, "kv": 500_000_000, "workspace": 0, "estimate": 9},
+            "bytes": {"weights": 1_000_000_000, "kv": 500_000_000, "workspace": 0, "measured": 1_100_000_000},
             "expires_at": time.time() + 290,
             "pinned": True,
         },
@@ -66,8 +66,10 @@ def test_models_show_memory_expiry_and_why(serve: Serve, capsys: pytest.CaptureF
     serve(StandIn(cards=cards))
     assert status("models") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["ID", "STATE", "KIND", "PARAMETERS", "MEMORY", "EXPIRES", "SOURCE", "WHY"]
-    assert "1.5GB  in 5 min" in lines[1] and lines[1].endswith("pinned")
+    assert lines[0].split() == [
+        *("ID", "STATE", "KIND", "PARAMETERS", "MEMORY", "RESERVED", "EXPIRES", "SOURCE", "WHY")
+    ]
+    assert "1.1GB     1.5GB  in 5 min" in lines[1] and lines[1].endswith("pinned")
     assert " failed " in lines[2] and lines[2].endswith("the file is damaged")
     assert status("models", "--json") == 0
     shown = json.loads(capsys.readouterr().out)

@@ -105,6 +105,19 @@ def test_a_server_that_goes_away_is_shown_as_such_and_the_last_table_stays() -> 
     assert "it was" not in text_of(lost=False)
 
 
+def test_the_memory_of_models_that_share_a_worker_counts_once() -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    twins = [
+        ModelRow(id="a", state="ready", memory=10**9, shares=["b"]),
+        ModelRow(id="b", state="ready", memory=10**9, shares=["a"]),
+        ModelRow(id="c", state="ready", memory=10**9),
+    ]
+    Console(file=out, width=100).print(drawn(lines(twins, Counters(1.0), None)))
+    assert "3 of 3 ready, 2.0GB, " in out.getvalue()
+
+
 def text_of(*, lost: bool) -> str:
     from rich.console import Console
 
@@ -133,11 +146,11 @@ def test_once_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
             assert not caught.value.code
             title, small, vectors = capsys.readouterr().out.splitlines()
             assert title.split()[-4:] == ["RUNNING", "QUEUE", "EXPIRES", "WHY"]
-            name, star, state, memory, rate, running, queue, _, why = small.split()
+            name, star, state, memory, _, rate, running, queue, _, why = small.split()
             assert (name, star, state, memory) == ("org/small", "*", "ready", "269MB")
             assert (running, queue, why) == ("2", "5", "-")
             assert 0 < int(rate) <= 180
-            assert vectors.split() == ["vectors", "ready", "-", "0", "-", "-", "-", "-"]
+            assert vectors.split() == ["vectors", "ready", "-", "-", "0", "-", "-", "-", "-"]
         standin.metrics = [METRICS.format(tokens=0)]
         with pytest.raises(SystemExit):
             main(["top", "--once", "--json"])
