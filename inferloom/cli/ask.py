@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inferloom.cli.models import Url
+from inferloom.cli.options import Model, SystemPrompt, Url
 from inferloom.cli.session import Message, open_session
 from inferloom.errors import InvalidRequest
 
@@ -16,15 +16,8 @@ def ask(
     prompt: Annotated[
         list[str] | None, typer.Argument(help="The question; what is piped in is put after it.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--model", help="Id or alias of a model, or a source.  [default: the default model]"
-        ),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System prompt, instead of the model's own.")
-    ] = None,
+    model: Model = None,
+    system: SystemPrompt = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the answer, in tokens.")] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, max=2.0, help="0 is greedy: the likeliest answer.")

@@ -12,7 +12,7 @@ import typer
 
 from inferloom.cli.bench_report import Level, as_json, picture, table
 from inferloom.cli.load import Connection, Endpoint, Sample
-from inferloom.cli.session import DEFAULT_URL
+from inferloom.cli.options import DEFAULT_URL
 from inferloom.cli.transport import NoServer
 from inferloom.errors import ConfigError, InferloomError, InvalidRequest
 

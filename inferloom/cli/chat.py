@@ -11,7 +11,7 @@ import typer
 
 from inferloom.cli.conversation import Conversation
 from inferloom.cli.listing import LIST_COLUMNS, table
-from inferloom.cli.models import Url
+from inferloom.cli.options import Model, SystemPrompt, Url
 from inferloom.cli.session import open_session
 from inferloom.config.home import home
 from inferloom.errors import InferloomError, ModelNotFound
@@ -28,15 +28,8 @@ HELP = """\
 
 
 def chat(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--model", help="Id or alias of a model, or a source.  [default: the default model]"
-        ),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", help="System prompt, instead of the model's own.")
-    ] = None,
+    model: Model = None,
+    system: SystemPrompt = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of an answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = None,
     url: Url = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inferloom.cli.options import Json, Url
 from inferloom.config.home import config_path
 from inferloom.config.schema import Config, ModelConfig
 from inferloom.errors import ConfigError
@@ -110,13 +111,6 @@ def check(
     config_found = load_any(path)
     print(f"{path}: valid")
     print(summary(config_found))
-
-
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help="Address of the server.  [default: INFERLOOM_URL, else port 8080]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 
 
 @app.command()

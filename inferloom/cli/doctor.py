@@ -10,7 +10,7 @@ import typer
 from inferloom import __version__
 from inferloom.cli.advice import Served, advice
 from inferloom.cli.machine import Limits, Machine, look
-from inferloom.cli.models import Url
+from inferloom.cli.options import Url
 from inferloom.cli.session import connect
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from inferloom.cli.cache import ago
+from inferloom.cli.options import Json
 from inferloom.cli.printing import print_json, rows_of
 from inferloom.cli.pull import Quantization, Tokenizer, make_ready, size_text
 from inferloom.config.home import config_path
@@ -31,8 +32,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")

@@ -9,17 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from inferloom.cli.listing import LIST_COLUMNS, declared, human_bytes, table
+from inferloom.cli.options import DEFAULT_URL, DeclaredModel, Json, Url
 from inferloom.cli.printing import print_json
-from inferloom.cli.session import DEFAULT_URL, Session, connect, row_of
+from inferloom.cli.session import Session, connect, row_of
 from inferloom.cli.transport import NoServer
 from inferloom.cli.waiting import load_shown
-
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help=f"Address of the server.  [default: INFERLOOM_URL, else {DEFAULT_URL}]"),
-]
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="Id or alias of a declared model.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 
 _KINDS = {"weights": "weights", "kv": "KV", "workspace": "workspace"}
 
@@ -46,13 +40,13 @@ def models(url: Url = None, as_json: Json = False) -> None:
         print(table(rows, LIST_COLUMNS))
 
 
-def load(model: Name, url: Url = None, as_json: Json = False) -> None:
+def load(model: DeclaredModel, url: Url = None, as_json: Json = False) -> None:
     """Load a model of the running server and wait until it is ready."""
     _change("load", model, url, as_json)
 
 
 def unload(
-    model: Name,
+    model: DeclaredModel,
     force: Annotated[
         bool, typer.Option("--force", help="End the answers in progress, and a load in progress.")
     ] = False,
@@ -63,7 +57,7 @@ def unload(
     _change("unload", model, url, as_json, **({"force": True} if force else {}))
 
 
-def reload(model: Name, url: Url = None, as_json: Json = False) -> None:
+def reload(model: DeclaredModel, url: Url = None, as_json: Json = False) -> None:
     """Load a model of the running server again and wait until it is ready.
 
     A loaded model is replaced if its files have changed, and left as it is if not; its requests go on meanwhile.
@@ -72,7 +66,7 @@ def reload(model: Name, url: Url = None, as_json: Json = False) -> None:
 
 
 def pin(
-    model: Name,
+    model: DeclaredModel,
     off: Annotated[bool, typer.Option("--off", help="Let it go again.")] = False,
     url: Url = None,
     as_json: Json = False,
@@ -85,7 +79,7 @@ def pin(
         print(f"{answer.get('model_id', model)}: {'no longer pinned' if off else 'pinned'}")
 
 
-def plan(model: Name, url: Url = None, as_json: Json = False) -> None:
+def plan(model: DeclaredModel, url: Url = None, as_json: Json = False) -> None:
     """Say what loading a model would take, and whom it would push out. Nothing is changed.
 
     The exit status is 1 where it does not fit.

@@ -15,11 +15,10 @@ from urllib.parse import quote
 import msgspec
 
 from inferloom.cli.listing import ModelRow
+from inferloom.cli.options import DEFAULT_URL
 from inferloom.cli.transport import AppTransport, HttpTransport, NoServer, Reply, Transport
 from inferloom.config.schema import Config
 from inferloom.errors import InferloomError, InvalidRequest, ModelNotFound, Unauthorized, Unsupported
-
-DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -11,7 +11,8 @@ import msgspec
 import typer
 
 from inferloom.cli.listing import human_bytes, remaining
-from inferloom.cli.models import Json, Url, server
+from inferloom.cli.models import server
+from inferloom.cli.options import Json, Url
 from inferloom.cli.printing import print_json, rows_of
 from inferloom.cli.readings import Line, Readings, readings
 
