@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from peers.inside.loop import protocol, serve
 
 Prompts = list[list[int]]
 PAGES = 512  # of 32 tokens: 16 requests of 1,024 tokens
@@ -223,22 +224,10 @@ class Remote:
 
 def main() -> None:
     name, checkpoint, threads = sys.argv[1:]
-    # Whatever a library prints goes to stderr: stdout is the protocol.
-    answers = sys.stdout
-    sys.stdout = sys.stderr
+    answers = protocol()
     contender = CONTENDERS[name]()
     contender.load(checkpoint, int(threads))
-
-    def say(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    say({"ready": True})
-    for line in sys.stdin:
-        task = json.loads(line)
-        began = time.perf_counter()
-        contender.complete(task["prompts"], task["tokens"])
-        say({"seconds": time.perf_counter() - began})
+    serve(contender.complete, answers)
     contender.close()
 
 

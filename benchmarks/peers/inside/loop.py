@@ -1,7 +1,5 @@
-"""The answering side of `PipeContender`. Runs in a peer's own environment: the standard library alone.
-
-Reads `{"prompts": [[…], …], "tokens": n}` lines, answers each with `{"seconds": s}`.
-"""
+"""The answering side of a pipe: one task a line, as JSON, one answer each. Runs in a peer's own environment, with the
+standard library alone."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 Complete = Callable[[list[list[int]], int], None]
 
@@ -23,7 +21,18 @@ def protocol() -> TextIO:
 
 
 def serve(complete: Complete, answers: TextIO) -> None:
-    """Say that `complete` is loaded, then time it until the input ends."""
+    """As `PipeContender` asks: `{"prompts": [[…], …], "tokens": n}`, answered with `{"seconds": s}`."""
+
+    def timed(task: dict[str, Any]) -> dict[str, object]:
+        complete(task["prompts"], task["tokens"])
+        return {}
+
+    answer_tasks(timed, answers)
+
+
+def answer_tasks(do: Callable[[dict[str, Any]], dict[str, object]], answers: TextIO) -> None:
+    """Say that all is loaded, then time `do` for each task until the input ends; what it returns is told beside the
+    seconds."""
 
     def say(answer: dict[str, object]) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -33,5 +42,5 @@ def serve(complete: Complete, answers: TextIO) -> None:
     for line in sys.stdin:
         task = json.loads(line)
         began = time.perf_counter()
-        complete(task["prompts"], task["tokens"])
-        say({"seconds": time.perf_counter() - began})
+        found = do(task)
+        say({"seconds": time.perf_counter() - began, **found})

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import sys
-import time
 from typing import Any
 
 import mistralrs
-from loop import protocol
+from loop import answer_tasks, protocol
 
 
 class Runners:
@@ -54,14 +51,7 @@ def main() -> None:
     runners = Runners(parser.parse_args().keep)
     answers = protocol()
 
-    def say(answer: dict[str, object]) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    say({"ready": True})
-    for line in sys.stdin:
-        task = json.loads(line)
-        began = time.perf_counter()
+    def complete(task: dict[str, Any]) -> dict[str, object]:
         if task["anew"]:
             runners.drop(task["model"])
         runner, loads = runners.get(task)
@@ -74,7 +64,9 @@ def main() -> None:
         )
         made = runner.send_completion_request(request).usage.completion_tokens
         assert made == task["tokens"], f"{made} tokens instead of {task['tokens']}"
-        say({"seconds": time.perf_counter() - began, "loaded": loads})
+        return {"loaded": loads}
+
+    answer_tasks(complete, answers)
 
 
 if __name__ == "__main__":
