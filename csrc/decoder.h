@@ -114,7 +114,8 @@ class Decoder {
   size_t kv_bytes_per_page() const;   // over all layers
   size_t scratch_bytes() const;       // that the steps so far have needed
 
-  // The pool [layers][pages] of kv_page_bytes each, at a multiple of 64 bytes.
+  // The pool [pages][layers] of kv_page_bytes each, at a multiple of 64 bytes: a page's layers lie together, so that the
+  // first tokens touch one huge page of the kernel's and not one for each layer.
   void set_kv(uint8_t* pool, int32_t pages);
   // cos_sin [positions, rotary] as in `HeadJob`. `rotary`: elements of a head that turn.
   void set_rope(int32_t table, const float* cos_sin, int32_t positions, int32_t rotary);

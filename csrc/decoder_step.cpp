@@ -60,9 +60,10 @@ StepWorker::StepWorker(Decoder& decoder, const StepBatch& batch, float* logits, 
 void StepWorker::run() {
   embed();
   const std::vector<DecoderLayer>& layers = decoder_.weights_.layers;
+  const auto page_stride = static_cast<int64_t>(layers.size()) * page_bytes_;
   for (size_t i = 0; i < layers.size(); ++i) {
-    uint8_t* pool = decoder_.pool_ + static_cast<int64_t>(i) * decoder_.pages_ * page_bytes_;
-    const KvPool kv{pool, page_bytes_, spec_.kv_type, spec_.kv_heads, spec_.head_dim};
+    uint8_t* pool = decoder_.pool_ + static_cast<int64_t>(i) * page_bytes_;
+    const KvPool kv{pool, page_stride, spec_.kv_type, spec_.kv_heads, spec_.head_dim};
     const AttentionPlan& plan = decoder_.plans_[static_cast<size_t>(decoder_.plan_of_[i])];
     const bool by_head = plan.by_head && !(spec_.norm_whole_rows && layers[i].q_norm), last = i + 1 == layers.size();
     attend(layers[i], kv, by_head);

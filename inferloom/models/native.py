@@ -22,7 +22,7 @@ ROPE_POSITIONS = 1024  # the first tables' length; they grow with the contexts
 
 class NativeDecoder(Executor):
     """Computes in bfloat16 or int8 products with float32 sums, by the layout of each weight; the residual stream is
-    float32. KV pages are [layers, pages, bytes of a page]: bfloat16, or int8 with a float32 scale for each head of a
+    float32. KV pages are [pages, layers, bytes of a layer's]: bfloat16, or int8 with a float32 scale for each head of a
     token's key and value, in half the memory. A row's logits are the same bits whatever else is in the batch, for any
     number of threads and however its prompt is cut into steps.
 
@@ -72,14 +72,14 @@ class NativeDecoder(Executor):
                 f"{pages} KV pages of {self.kv_bytes_per_page:,} bytes ({wanted / 2**30:.2f} GiB) could not be allocated "
                 "on cpu; lower max_model_len, max_batch_size or gpu_mem_utilization"
             ) from error
-        self._pool = np.frombuffer(block, np.uint8).reshape(self.spec.layers, pages, -1)
+        self._pool = np.frombuffer(block, np.uint8).reshape(pages, self.spec.layers, -1)
         self._decoder.set_kv(self._pool.ctypes.data, pages)
 
     def copy_page(self, source: int, target: int) -> None:
-        self._pool[:, target] = self._pool[:, source]
+        self._pool[target] = self._pool[source]
 
     def page_tables(self) -> list[PageTable]:
-        return [PageTable(layer.ctypes.data, layer.strides[0]) for layer in self._pool]
+        return [PageTable(self._pool.ctypes.data, self._pool.strides[0])]
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         longest = max(batch.context_lens)
