@@ -52,6 +52,19 @@ struct Simd : avx512::Simd {
     low = {_mm512_add_epi8(_mm512_and_si512(_mm512_slli_epi16(both, 2), mask), zero)};
     high = {_mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 2), mask), zero)};
   }
+  // The high nibbles stay where they are: sixteen times their value.
+  SIMD_INLINE void nibbles_in_place(const uint8_t* p, B& low, B& high) {
+    const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+    low = {_mm512_and_si512(both, mask)};
+    high = {_mm512_andnot_si512(mask, both)};
+  }
+  // In each lane the low six bits of a half, less `bias`, as a word below a word of zero: a factor of `dot_words`.
+  SIMD_INLINE I low_six_less(const uint16_t* p, int bias) {
+    const __m512i halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_sub_epi16(_mm512_and_si512(halves, _mm512_set1_epi32(63)), _mm512_set1_epi32(bias));
+  }
+  // acc + the low word of a lane × the low word of *x; the lane's high word is zero.
+  SIMD_INLINE I dot_words(I acc, I words, const int32_t* x) { return _mm512_dpwssd_epi32(acc, words, _mm512_set1_epi32(*x)); }
   static constexpr int kByteBias = 128;
   SIMD_INLINE I dot_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
   // Written out, because GCC 12 makes two instructions of the intrinsic with a broadcast operand, and volatile, because it undoes

@@ -76,14 +76,76 @@ void levels_rows(const uint8_t* rows, int groups, int span, const uint8_t* panel
   }
 }
 
+// One group's sums for a few tokens. The low nibbles, and the high ones where they are, sixteen times their value, have sums of their own, so
+// that nothing is shifted; the zero point is a product of words. Together they are a quarter of the sum of `add_group`, exactly: a token's
+// result does not depend on how many others there are.
+template <class S, int T>
+SIMD_INLINE void add_few(const uint8_t* quads, typename S::I offsets, typename S::F scale, const uint8_t* panel, typename S::F (&part)[T]) {
+  const auto* x = reinterpret_cast<const int8_t*>(panel);
+  const auto* sums = reinterpret_cast<const int32_t*>(panel + 32 * T);
+  typename S::I low[T], high[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) {
+    low[t] = S::zero_int();
+    high[t] = S::dot_words(S::zero_int(), offsets, sums + t);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    typename S::B n, m;
+    S::nibbles_in_place(quads + 64 * v, n, m);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      low[t] = S::dot(low[t], n, x + 32 * t + 4 * v);
+      high[t] = S::dot(high[t], m, x + 32 * t + 16 + 4 * v);
+    }
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) part[t] = S::fma(S::fma(S::to_float(high[t]), S::set(1.0f / 16), S::to_float(low[t])), scale, part[t]);
+}
+
+template <class S, int T, bool ZERO>
+void levels_few(const uint8_t* rows, int groups, int span, const uint8_t* panel, float* out, int64_t out_stride) {
+  typename S::F acc[T], part[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) acc[t] = part[t] = S::zero();
+  const auto scale_by = [&](const uint8_t* scales) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      acc[t] = S::fma(part[t], S::set(reinterpret_cast<const float*>(scales)[t]), acc[t]);
+      part[t] = S::zero();
+    }
+  };
+  const uint8_t* step_end = panel + 36 * span * T;  // the group of activations ends there, with its scales
+  for (int g = 0; g < groups; g += 2, rows += 576) {
+    prefetch_lines<S, 9>(rows);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const auto* halves = reinterpret_cast<const uint16_t*>(rows + 512 + 32 * i);
+      const auto offsets = ZERO ? S::low_six_less(halves, kLevelBias) : S::set_int((kSymmetricZero - kLevelBias) & 0xffff);
+      add_few<S, T>(rows + 256 * i, offsets, S::load_f16(halves), panel, part);
+      panel += 36 * T;
+      if (panel == step_end) {
+        scale_by(panel);
+        panel += 4 * T;
+        step_end = panel + 36 * span * T;
+      }
+    }
+  }
+  if (groups % span) scale_by(step_end);  // the last group of activations reaches past the last columns
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) S::store(out + t * out_stride, acc[t]);
+}
+
 // Σ over the groups of x of x_scale · Σ over their 32 columns of w_scale · Σ level · x.
 template <class S, int T>
 SIMD_INLINE void levels_tile(const Linear& w, const uint8_t* rows, int span, const uint8_t* panel, float* out, int64_t out_stride) {
   const int groups = (w.cols + 63) / 64 * 2;
-  if (w.layout == Layout::Q4Z_32)
-    levels_rows<S, T, true>(rows, groups, span, panel, out, out_stride);
-  else
-    levels_rows<S, T, false>(rows, groups, span, panel, out, out_stride);
+  const bool zero = w.layout == Layout::Q4Z_32;
+  if constexpr (few_tokens<S>(T)) {
+    zero ? levels_few<S, T, true>(rows, groups, span, panel, out, out_stride) : levels_few<S, T, false>(rows, groups, span, panel, out, out_stride);
+  } else {
+    zero ? levels_rows<S, T, true>(rows, groups, span, panel, out, out_stride) : levels_rows<S, T, false>(rows, groups, span, panel, out, out_stride);
+  }
 }
 
 }  // namespace inferloom

@@ -16,7 +16,8 @@ enum class PanelKind {
   NIBBLES,     // per 32 columns: int8 [T][32], scales [T], scaled sums [T]
   BYTES,       // per 32 columns: int8 [T][32], scales [T], −bias × sums [T] (int32)
   BYTES_128,   // per group of 128: int8 [32 quads][T][4], scales [T], −bias × sums [T] (int32)
-  LEVELS,      // per group: for each 32 columns int8 [T][32], −kLevelBias × sums [T] (int32); then scales / kLevelsOfStep [T]
+  LEVELS,      // per group: for each 32 columns int8 [T][32], −kLevelBias × sums [T] (int32); then scales / kLevelsOfStep [T];
+               // for `few_tokens` kLevelsOfStep × sums, and scales as they are
   PAIRS,       // per step of 32 columns: bfloat16 [T][32]
   FLOATS,      // per step of 16 columns: float [T][16]
 };
@@ -53,6 +54,12 @@ struct Tile {
   int size;      // tokens that the kernel computes
   size_t begin;  // bytes from the panel's beginning
 };
+
+// Tiles of so few tokens that the unpacking of 4-bit weights is what takes long: kernels unpack less and compute more for them.
+template <class S>
+constexpr bool few_tokens(int T) {
+  return S::kByteDot && T <= 3;
+}
 
 // A view of one panel: walk it with `for (Tile t = panel.head(); t.count; t = panel.next(t))`.
 template <class S>
@@ -144,13 +151,13 @@ SIMD_INLINE void fill_group_128(const Activations& x, int64_t row, int g, int t,
 
 template <class S>
 SIMD_INLINE void fill_levels(const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
-  const int n = x.group / 32;
+  const int n = x.group / 32, factor = few_tokens<S>(T) ? kLevelsOfStep : -kLevelBias;
   for (int i = 0; i < n; ++i, step += 36 * T) {
     std::memcpy(step + 32 * t, x.q8 + row * x.stride + 32 * (n * g + i), 32);
-    const int32_t start = -kLevelBias * x.sum[row * x.sums() + n * g + i];
-    std::memcpy(step + 32 * T + 4 * t, &start, 4);
+    const int32_t sum = factor * x.sum[row * x.sums() + n * g + i];
+    std::memcpy(step + 32 * T + 4 * t, &sum, 4);
   }
-  const float scale = x.scale[row * x.groups() + g] * (1.0f / kLevelsOfStep);
+  const float scale = x.scale[row * x.groups() + g] * (few_tokens<S>(T) ? 1.0f : 1.0f / kLevelsOfStep);
   std::memcpy(step + 4 * t, &scale, 4);
 }
 

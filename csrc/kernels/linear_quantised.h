@@ -96,19 +96,28 @@ void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const fl
     const auto* x = reinterpret_cast<const int8_t*>(panel);
     const auto* x_scale = reinterpret_cast<const float*>(panel + 128 * T);
     const auto* start = reinterpret_cast<const int32_t*>(panel + 132 * T);
-    typename S::I d[T];
+    constexpr int C = T == 1 ? 4 : 1;  // sums of a token: one token's products would wait for each other
+    typename S::I d[T][C];
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) d[t] = S::set_int(start[t]);
-    for (int q = 0; q < 32; ++q, w += 64, x += 4 * T) {
-      S::prefetch_far(w + kAhead);
-      const auto b = S::bytes(w);
+    for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) d[t][c] = c ? S::zero_int() : S::set_int(start[t]);
+    }
+    for (int q = 0; q < 32; q += C) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c, w += 64, x += 4 * T) {
+        S::prefetch_far(w + kAhead);
+        const auto b = S::bytes(w);
 #pragma GCC unroll 16
-      for (int t = 0; t < T; ++t) d[t] = S::dot(d[t], b, x + 4 * t);
+        for (int t = 0; t < T; ++t) d[t][c] = S::dot(d[t][c], b, x + 4 * t);
+      }
     }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
       float* y = out + t * out_stride;
-      S::store(y, S::fma(S::to_float(d[t]), S::set(x_scale[t]), S::load(y)));
+#pragma GCC unroll 4
+      for (int c = 1; c < C; ++c) d[t][0] = S::add(d[t][0], d[t][c]);
+      S::store(y, S::fma(S::to_float(d[t][0]), S::set(x_scale[t]), S::load(y)));
     }
   }
 #pragma GCC unroll 16
