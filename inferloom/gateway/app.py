@@ -200,6 +200,7 @@ class Edge:
                 self._service.telemetry.answered(call)
             if self._service.config.server.access_log:
                 _log_access(call)
+            del scope["inferloom.call"]  # they refer to each other, and nobody asks for it any more
 
 
 def _log_access(call: Call) -> None:

@@ -19,7 +19,7 @@ from inferloom.types import TokenChunk
 
 ABORT = "inferloom.abort"  # the ASGI extension by which our server lets a connection be dropped
 ON_LEAVE = "inferloom.on_leave"  # … and by which it tells that the client has closed it
-WRITER = "inferloom.writer"  # … and a `Writer` of the response's body
+WRITER = "inferloom.writer"  # … and by which it gives a `Writer` of the body of a scope's response, or None
 
 
 class Writer(Protocol):
@@ -63,6 +63,7 @@ class Exchange:
         "handle",
         "headers",
         "last_sent",
+        "limit",
         "sending_since",
         "streaming",
         "task",
@@ -78,6 +79,7 @@ class Exchange:
         self.handle: RunHandle | None = None
         self.error: InferloomError | None = None
         self.deadline = 0.0  # 0: none
+        self.limit = ""  # what sets it
         self.first_token_deadline = 0.0
         self.last_sent = asyncio.get_running_loop().time()
         self.sending_since = 0.0
@@ -120,6 +122,7 @@ class Exchange:
     def settle(self) -> None:
         """Nothing more is waited for: neither the client's leaving nor the run. Before the last bytes are sent."""
         self._unwatch()
+        self._unwatch = _nothing  # it refers to us: in a circle we would be left to the collector of cycles
         self.streaming = False  # no comment any more
         self.wait = None
         if self.comment is not None and not self.call.started:
@@ -143,7 +146,8 @@ class Exchange:
     def write_directly(self, handle: RunHandle, frames_of: Callable[[Sequence[TokenChunk]], bytes]) -> None:
         """Have the frames of what comes written as it comes, where the server can; while the client does not keep up,
         and for the end of a choice, the consumer is woken."""
-        writer: Writer | None = self.call.scope.get("extensions", {}).get(WRITER)
+        writer_of = self.call.scope.get("extensions", {}).get(WRITER)
+        writer: Writer | None = writer_of(self.call.scope) if writer_of is not None else None
         if writer is None:
             return
         time = asyncio.get_running_loop().time
@@ -209,7 +213,7 @@ class Exchange:
             if stalled or (self.handle is not None and self.handle.buffered > limits.buffered_chunks):
                 self.abort(ClientLeft("The client does not read its stream."))
         elif self.deadline and now > self.deadline:
-            self.abort(RequestTimeout("The answer took longer than request_timeout_secs allows."))
+            self.abort(RequestTimeout(f"The answer took longer than {self.limit} allows."))
         elif self.first_token_deadline and now > self.first_token_deadline:
             self.abort(RequestTimeout("No first token came within first_token_timeout_secs."))
         elif self.streaming and self.error is None:
@@ -227,6 +231,10 @@ class Exchange:
                 self._say(self.wait(), now)
         elif silence > limits.comment_after:
             self._say("keep-alive", now)
+
+
+def _nothing() -> None:
+    """There is nothing to be taken back."""
 
 
 class Exchanges:

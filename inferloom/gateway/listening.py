@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from inferloom.errors import InvalidRequest
+from inferloom.gateway.call import Scope
 from inferloom.gateway.exchange import ABORT, ON_LEAVE, WRITER
 from inferloom.gateway.wire.errors import encode_error
 
@@ -42,15 +43,19 @@ class Protocol(HttpToolsProtocol):
 
     _left: Callable[[], None] | None = None  # of the request that is being answered: there is one at a time
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # nothing in it refers to a request: a circle would leave each of them to the collector of cycles
+        self._extensions = {ABORT: transport.abort, ON_LEAVE: self.on_leave, WRITER: self.writer}
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT: self.transport.abort, ON_LEAVE: self.on_leave}  # type: ignore[dict-item]
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
 
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
+    def writer(self, scope: Scope) -> BodyWriter | None:
+        """Of the response to that request; None while a later one is being read already (pipelining)."""
         cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope:  # no upgrade that was asked for and is not made
-            self.scope["extensions"][WRITER] = BodyWriter(cycle)  # type: ignore[assignment]
+        return BodyWriter(cycle) if cycle.scope is scope else None
 
     def on_leave(self, left: Callable[[], None]) -> Callable[[], None]:
         """Have `left` called once if the client closes the connection; calling what is returned takes that back."""

@@ -114,7 +114,7 @@ class RunHandle:
     def finish(self) -> None:
         """No chunk follows. Later calls of `feed` and `fail` change nothing."""
         self._finished = True
-        self._on_cancel = None
+        self._on_cancel = self._sink = None
         self._wake()
 
     def fail(self, error: InferloomError) -> None:
