@@ -158,7 +158,7 @@ class WorkerDied(InferloomError):
 
 
 class RequestTimeout(InferloomError):
-    """A time limit of the configuration (queue, load, first token, whole request) was reached."""
+    """A time limit of the configuration (queue, load, first token, whole request) or of the request was reached."""
 
     status = 504
     type = "timeout_error"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
 
 from inferloom.errors import RateLimited, RequestTimeout
@@ -26,8 +28,11 @@ class Admission:
     def waiting(self) -> int:
         return len(self._line)
 
-    async def enter(self) -> None:
-        """Take a place, waiting at most `patience` seconds for one. Raises `RateLimited`, `RequestTimeout`."""
+    async def enter(self, *, deadline: float | None = None) -> None:
+        """Take a place, waiting at most `patience` seconds for one, and until `deadline` (time.monotonic()).
+
+        Raises `RateLimited`, `RequestTimeout`.
+        """
         if self.running < self.limit:
             self.running += 1
             return
@@ -38,13 +43,17 @@ class Admission:
             )
         place = asyncio.get_running_loop().create_future()
         self._line.append(place)
+        began = time.monotonic()
+        end, limit = began + (self.patience or math.inf), "queue_timeout_secs"
+        if deadline is not None and deadline < end:
+            end, limit = deadline, "timeout_secs"
         try:
-            async with asyncio.timeout(self.patience or None):
+            async with asyncio.timeout(end - began if math.isfinite(end) else None):
                 await place
         except TimeoutError:
             self._give_up(place)
             raise RequestTimeout(
-                f"The request waited {self.patience:g} s in line (queue_timeout_secs); try again later."
+                f"The request waited {end - began:.3g} s in line ({limit}); try again later.", retry_after=1.0
             ) from None
         except asyncio.CancelledError:
             self._give_up(place)

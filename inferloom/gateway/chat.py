@@ -14,6 +14,7 @@ from inferloom.gateway.wire import chat as wire
 from inferloom.gateway.wire.chat import ChatRequest, StreamOptions
 from inferloom.gateway.wire.decoding import BodyDecoder, header_value
 from inferloom.gateway.wire.keeping import keep_alive
+from inferloom.gateway.wire.patience import deadline
 from inferloom.gateway.wire.sampling import sampling, stops
 from inferloom.types import ExecuteBatch
 
@@ -27,7 +28,7 @@ async def chat(service: Service, call: Call) -> None:
     request, ignored = _requests.decode(await call.body())
     entry, named = service.resolve(call, request.model)
     wire.refuse_unsupported(request)
-    keep = keep_alive(request.keep_alive)
+    keep, until = keep_alive(request.keep_alive), deadline(request.timeout_secs)
     streaming = bool(request.stream)
     include_usage = usage_wanted(request.stream_options, streaming=streaming)
     if request.top_logprobs is not None and not request.logprobs:
@@ -37,12 +38,14 @@ async def chat(service: Service, call: Call) -> None:
     )
     batch = _batch(request, entry, call, form)
 
-    def batches(deadline: float | None) -> list[ExecuteBatch]:
-        batch.deadline = deadline
+    def batches(until: float | None) -> list[ExecuteBatch]:
+        batch.deadline = until
         return [batch]
 
     exchange = Exchange(call, streaming=streaming, headers=answer_headers(ignored, streaming=streaming))
-    generation = Generation(service, exchange, entry=entry, form=form, batches=batches, keep_alive=keep)
+    generation = Generation(
+        service, exchange, entry=entry, form=form, batches=batches, keep_alive=keep, deadline=until
+    )
     await generation.run()
 
 

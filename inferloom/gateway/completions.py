@@ -12,6 +12,7 @@ from inferloom.gateway.wire import completions as wire
 from inferloom.gateway.wire.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from inferloom.gateway.wire.decoding import BodyDecoder
 from inferloom.gateway.wire.keeping import keep_alive
+from inferloom.gateway.wire.patience import deadline
 from inferloom.gateway.wire.sampling import sampling, stops
 from inferloom.types import ExecuteBatch
 
@@ -22,7 +23,7 @@ async def complete(service: Service, call: Call) -> None:
     request, ignored = _requests.decode(await call.body())
     entry, named = service.resolve(call, request.model)
     wire.refuse_unsupported(request)
-    keep = keep_alive(request.keep_alive)
+    keep, until = keep_alive(request.keep_alive), deadline(request.timeout_secs)
     streaming = bool(request.stream)
     include_usage = usage_wanted(request.stream_options, streaming=streaming)
     prompts = wire.prompts(request)
@@ -33,7 +34,7 @@ async def complete(service: Service, call: Call) -> None:
     texts, ids = stops(request)
     chosen = sampling(request)
 
-    def batches(deadline: float | None) -> list[ExecuteBatch]:
+    def batches(until: float | None) -> list[ExecuteBatch]:
         return [
             ExecuteBatch(
                 request_id=form.id if len(prompts) == 1 else f"{form.id}-{index}",
@@ -48,7 +49,7 @@ async def complete(service: Service, call: Call) -> None:
                 ignore_eos=bool(request.ignore_eos),
                 echo=bool(request.echo),
                 logprobs=request.logprobs,
-                deadline=deadline,
+                deadline=until,
                 user=request.user,
                 stream=streaming,
             )
@@ -56,5 +57,7 @@ async def complete(service: Service, call: Call) -> None:
         ]
 
     exchange = Exchange(call, streaming=streaming, headers=answer_headers(ignored, streaming=streaming))
-    generation = Generation(service, exchange, entry=entry, form=form, batches=batches, keep_alive=keep)
+    generation = Generation(
+        service, exchange, entry=entry, form=form, batches=batches, keep_alive=keep, deadline=until
+    )
     await generation.run()

@@ -16,6 +16,7 @@ from inferloom.gateway.wire import embeddings as wire
 from inferloom.gateway.wire.decoding import BodyDecoder
 from inferloom.gateway.wire.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from inferloom.gateway.wire.keeping import keep_alive
+from inferloom.gateway.wire.patience import deadline
 from inferloom.types import EmbedBatch, EmbedResult, Usage
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _requests = BodyDecoder(EmbeddingRequest)
 async def embed(service: Service, call: Call) -> None:
     request, ignored = _requests.decode(await call.body())
     entry, named = service.resolve(call, request.model)
-    keep = keep_alive(request.keep_alive)
+    keep, until = keep_alive(request.keep_alive), deadline(request.timeout_secs)
     batch = EmbedBatch(
         request_id=new_id("embd-"),
         model=entry.id,
@@ -38,7 +39,7 @@ async def embed(service: Service, call: Call) -> None:
     exchange = Exchange(call, streaming=False, headers=answer_headers(ignored, streaming=False))
     service.exchanges.add(exchange)
     try:
-        result = await _result(service, exchange, entry=entry, batch=batch, keep=keep)
+        result = await _result(service, exchange, entry=entry, batch=batch, keep=keep, until=until)
     except (InferloomError, asyncio.CancelledError) as error:
         reason = exchange.reason(error)
         if isinstance(reason, ClientLeft):
@@ -64,24 +65,27 @@ async def embed(service: Service, call: Call) -> None:
 
 
 async def _result(
-    service: Service, exchange: Exchange, *, entry: Entry, batch: EmbedBatch, keep: float | None
+    service: Service,
+    exchange: Exchange,
+    *,
+    entry: Entry,
+    batch: EmbedBatch,
+    keep: float | None,
+    until: float | None,
 ) -> EmbedResult:
-    await service.admit(exchange.call, entry)
+    await service.admit(exchange.call, entry, deadline=until)
     try:
         service.refuse_other_kind(entry, "embed")
-        async with service.lease(entry, keep_alive=keep) as runner:
+        async with service.lease(entry, keep_alive=keep, deadline=until) as runner:
             service.leased(exchange.call)
             service.refuse_other_kind(entry, "embed", runner=runner)
-            seconds = entry.config.scheduler.request_timeout_secs
-            if seconds <= 0:
+            batch.deadline, limit = service.answer_limit(entry, until)
+            if batch.deadline is None:
                 return await runner.embed(batch)
-            batch.deadline = time.monotonic() + seconds
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(batch.deadline - time.monotonic()):
                     return await runner.embed(batch)
             except TimeoutError:
-                raise RequestTimeout(
-                    f"The embeddings took longer than {seconds:g} s (request_timeout_secs)."
-                ) from None
+                raise RequestTimeout(f"The embeddings took longer than {limit} allows.") from None
     finally:
         service.admission.leave()

@@ -39,9 +39,12 @@ class Generation:
         form: Form,
         batches: Callable[[float | None], list[ExecuteBatch]],
         keep_alive: float | None = None,
+        deadline: float | None = None,
     ) -> None:
-        """`keep_alive`: seconds that the request lets the model stay idle after it."""
+        """`keep_alive`: seconds that the request lets the model stay idle after it. `deadline`: time.monotonic() at which its
+        answer must be complete."""
         self._keep_alive = keep_alive
+        self._deadline = deadline
         self._service = service
         self._exchange = exchange
         self._entry = entry
@@ -67,11 +70,13 @@ class Generation:
 
     async def _run(self) -> None:
         service, exchange = self._service, self._exchange
-        await service.admit(exchange.call, self._entry)
+        await service.admit(exchange.call, self._entry, deadline=self._deadline)
         try:
             service.refuse_other_kind(self._entry, "generate")
             exchange.waits_for(lambda: service.load_progress(self._entry))
-            async with service.lease(self._entry, keep_alive=self._keep_alive) as runner:
+            async with service.lease(
+                self._entry, keep_alive=self._keep_alive, deadline=self._deadline
+            ) as runner:
                 exchange.waits_no_more()
                 service.leased(exchange.call)
                 service.refuse_other_kind(self._entry, "generate", runner=runner)
@@ -88,14 +93,13 @@ class Generation:
 
     async def _start(self, runner: ModelRunner) -> RunHandle:
         server, exchange = self._service.config.server, self._exchange
-        now = time.monotonic()
         loop_now = asyncio.get_running_loop().time()
-        seconds = self._entry.config.scheduler.request_timeout_secs
-        if seconds > 0:
-            exchange.deadline = loop_now + seconds
+        deadline, exchange.limit = self._service.answer_limit(self._entry, self._deadline)
+        if deadline is not None:
+            exchange.deadline = loop_now + deadline - time.monotonic()
         if server.first_token_timeout_secs > 0:
             exchange.first_token_deadline = loop_now + server.first_token_timeout_secs
-        batches = self._batches(now + seconds if seconds > 0 else None)
+        batches = self._batches(deadline)
         if len(batches) == 1:
             handle = await runner.execute(batches[0])
         else:

@@ -80,10 +80,10 @@ class Service:
         call.model = entry.id
         return entry, entry.id if name is None or name.strip() in ("", "default") else name
 
-    async def admit(self, call: Call, entry: Entry) -> None:
-        """Wait for a place. `admission.leave` gives it back."""
+    async def admit(self, call: Call, entry: Entry, *, deadline: float | None = None) -> None:
+        """Wait for a place until `deadline` (time.monotonic()). `admission.leave` gives it back."""
         call.queued = time.perf_counter()
-        await self.admission.enter()
+        await self.admission.enter(deadline=deadline)
         call.admitted = time.perf_counter()
         if self.telemetry is not None:
             call.loading = self._is_loading(entry)
@@ -100,13 +100,23 @@ class Service:
         self.metrics.waited(call.model, call.leased - call.queued)
 
     def lease(
-        self, entry: Entry, *, keep_alive: float | None = None
+        self, entry: Entry, *, keep_alive: float | None = None, deadline: float | None = None
     ) -> AbstractAsyncContextManager[ModelRunner]:
-        """A lease that waits for the model as long as loading may take. `keep_alive`: seconds that the request lets the
-        model stay idle after it."""
+        """A lease that waits for the model as long as loading may take, until `deadline` (time.monotonic()) at most.
+        `keep_alive`: seconds that the request lets the model stay idle after it."""
         patience = self.config.server.load_timeout_secs
-        deadline = time.monotonic() + patience if patience > 0 else None
+        if patience > 0:
+            deadline = min(time.monotonic() + patience, deadline or math.inf)
         return self.catalog.lease(entry.id, deadline=deadline, keep_alive=keep_alive)
+
+    def answer_limit(self, entry: Entry, deadline: float | None) -> tuple[float | None, str]:
+        """When an answer that begins now must be complete (time.monotonic()), and what says so: the model's limit, or the
+        request's own `deadline`."""
+        seconds = entry.config.scheduler.request_timeout_secs
+        end = time.monotonic() + seconds if seconds > 0 else math.inf
+        if deadline is not None and deadline < end:
+            return deadline, "timeout_secs"
+        return (end, "request_timeout_secs") if seconds > 0 else (None, "")
 
     def load_progress(self, entry: Entry) -> str:
         """How far the load is that a request waits for, in a few words."""

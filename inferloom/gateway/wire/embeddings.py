@@ -13,6 +13,7 @@ from msgspec import Meta
 from inferloom.errors import InvalidRequest
 from inferloom.gateway.wire.completions import split
 from inferloom.gateway.wire.keeping import KeepAlive
+from inferloom.gateway.wire.patience import TimeoutSecs
 from inferloom.types import EmbedResult
 
 MAX_INPUTS = 2048  # OpenAI's limit
@@ -26,6 +27,7 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True)
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     keep_alive: KeepAlive | None = None
+    timeout_secs: TimeoutSecs | None = None
     user: str | None = None
 
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from inferloom.gateway.wire.errors import ErrorBody
 from inferloom.gateway.wire.keeping import KeepAlive
+from inferloom.gateway.wire.patience import TimeoutSecs
 
 StatusWord = Literal["loaded", "unloaded", "reloading", "not_found", "no_loader_config", "internal_error"]
 
@@ -192,6 +193,7 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     text: str
     model: str | None = None
     keep_alive: KeepAlive | None = None
+    timeout_secs: TimeoutSecs | None = None
     add_special_tokens: bool | None = None
 
 
@@ -203,6 +205,7 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     tokens: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]]
     model: str | None = None
     keep_alive: KeepAlive | None = None
+    timeout_secs: TimeoutSecs | None = None
     skip_special_tokens: bool | None = None
 
 

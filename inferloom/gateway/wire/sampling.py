@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from inferloom.errors import InvalidRequest, Unsupported
 from inferloom.gateway.wire.keeping import KeepAlive
+from inferloom.gateway.wire.patience import TimeoutSecs
 from inferloom.types import Sampling
 
 MAX_TOKENS = 2**31 - 1
@@ -36,6 +37,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     keep_alive: KeepAlive | None = None
+    timeout_secs: TimeoutSecs | None = None
     # accepted; named in `x-inferloom-ignored` when given
     user: str | None = None
     metadata: dict[str, Any] | None = None
