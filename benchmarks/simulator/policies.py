@@ -69,6 +69,11 @@ class OnEvents:
         return math.inf
 
 
+def _head(machine: Machine) -> str | None:
+    """The model of the longest waiting request for one that is not loaded."""
+    return next((r.model for r in machine.waiting if r.model not in machine.loaded), None)
+
+
 class Fifo(OnEvents):
     """The longest waiting request's model is next, the least recently used leave. Requests for other loaded models
     go on meanwhile."""
@@ -77,7 +82,7 @@ class Fifo(OnEvents):
     in_line = False
 
     def decide(self, machine: Machine) -> Order | None:
-        head = next((r.model for r in machine.waiting if r.model not in machine.loaded), None)
+        head = _head(machine)
         if head is None:
             return None
         oldest_first = sorted(machine.ready(), key=_last_used)
@@ -93,7 +98,7 @@ class ByCount(OnEvents):
     in_line = False
 
     def decide(self, machine: Machine) -> Order | None:
-        head = next((r.model for r in machine.waiting if r.model not in machine.loaded), None)
+        head = _head(machine)
         if head is None:
             return None
         sizes = sorted((model.bytes for model in machine.trace.models.values()), reverse=True)

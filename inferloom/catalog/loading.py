@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,36 @@ async def bring_in(
 ) -> tuple[ModelRunner, LoadReport | None]:
     """Returns a loaded runner; `guest.reservation` is its memory. When it raises, no process is left and nothing is reserved;
     all it raises is an `InferloomError`, except for a cancellation."""
+    with _undone_where_it_fails(guest, arbiter):
+        begun = clock()
+        runner = make_runner()
+        footprint = await runner.footprint(source, progress)
+        opened = clock()
+        if footprint is not None:
+            progress(LoadProgress("room"))
+            runner.grant((await arbiter.room(guest, footprint)).kv)
+        waited = clock()
+        devices = DeviceContext(devices=tuple(guest.config.driver.device))
+        report = await runner.load_weights(devices, source, progress)
+        if report is None:
+            return runner, None
+        if footprint is not None:
+            _give_back_spare(guest, arbiter, kv_bytes=report.card.kv_pages * footprint.kv_page)
+        runner.on_resized = lambda: arbiter.pools.note(guest)
+        found = opened - begun
+        packed = min(found, report.stages.get("pack", 0.0))
+        # the wait for others to go is no time of this model's
+        return runner, msgspec.structs.replace(
+            report,
+            seconds=found + report.seconds,
+            stages={"open": found - packed, "room": waited - opened, **report.stages},
+        )
+
+
+@contextmanager
+def _undone_where_it_fails(guest: Residence, arbiter: Arbiter) -> Iterator[None]:
     try:
-        return await _bring_in(guest, make_runner, source, arbiter=arbiter, progress=progress, clock=clock)
+        yield
     except BaseException as error:
         arbiter.release(guest)
         if isinstance(error, Unsupported):
@@ -40,40 +69,6 @@ async def bring_in(
             raise
         # a defect of ours or of a library: it must not leave the model loading for ever
         raise LoadFailed(f"loading {guest.id} failed: {type(error).__name__}: {error}") from error
-
-
-async def _bring_in(
-    guest: Residence,
-    make_runner: Callable[[], ModelRunner],
-    source: WeightSource,
-    *,
-    arbiter: Arbiter,
-    progress: ProgressSink,
-    clock: Callable[[], float],
-) -> tuple[ModelRunner, LoadReport | None]:
-    begun = clock()
-    runner = make_runner()
-    footprint = await runner.footprint(source, progress)
-    opened = clock()
-    if footprint is not None:
-        progress(LoadProgress("room"))
-        runner.grant((await arbiter.room(guest, footprint)).kv)
-    waited = clock()
-    devices = DeviceContext(devices=tuple(guest.config.driver.device))
-    report = await runner.load_weights(devices, source, progress)
-    if report is None:
-        return runner, None
-    if footprint is not None:
-        _give_back_spare(guest, arbiter, kv_bytes=report.card.kv_pages * footprint.kv_page)
-    runner.on_resized = lambda: arbiter.pools.note(guest)
-    found = opened - begun
-    packed = min(found, report.stages.get("pack", 0.0))
-    # the wait for others to go is no time of this model's
-    return runner, msgspec.structs.replace(
-        report,
-        seconds=found + report.seconds,
-        stages={"open": found - packed, "room": waited - opened, **report.stages},
-    )
 
 
 def _give_back_spare(guest: Residence, arbiter: Arbiter, *, kv_bytes: int) -> None:

@@ -46,22 +46,19 @@ IN_MEMORY = ("ready", "draining", "unloading")
 
 
 async def load(service: Service, call: Call) -> None:
-    request, ignored = _loads.decode(await call.body())
-
-    async def act(entry: Entry) -> LifecycleAnswer:
-        keep = keep_alive(request.keep_alive)
-        await _in_time(service, call, request.timeout_secs, service.catalog.load(entry.id, keep_alive=keep))
-        return told(service, request.model_id)
-
-    await _answer(service, call, request.model_id, ignored, act)
+    await _bring_in(service, call, service.catalog.load)
 
 
 async def reload(service: Service, call: Call) -> None:
+    await _bring_in(service, call, service.catalog.reload)
+
+
+async def _bring_in(service: Service, call: Call, bring: Callable[..., Awaitable[object]]) -> None:
     request, ignored = _loads.decode(await call.body())
 
     async def act(entry: Entry) -> LifecycleAnswer:
         keep = keep_alive(request.keep_alive)
-        await _in_time(service, call, request.timeout_secs, service.catalog.reload(entry.id, keep_alive=keep))
+        await _in_time(service, call, request.timeout_secs, bring(entry.id, keep_alive=keep))
         return told(service, request.model_id)
 
     await _answer(service, call, request.model_id, ignored, act)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from factories.checkpoints import make_checkpoint
+from gateway.asking import ask, said, shown
 from gateway.sse import Stream
 from gateway.stand_in import until
 
@@ -33,18 +34,6 @@ async def patch(gateway, name: str, **body):
 
 async def delete(gateway, name: str, **query):
     return await gateway.http.delete(f"/v1/models/{name}", params=query)
-
-
-async def shown(gateway, name: str) -> dict:
-    return (await gateway.http.get(f"/v1/models/{name}")).json()
-
-
-async def ask(gateway, name: str, **body):
-    return await gateway.http.post("/v1/chat/completions", json={"model": name, "messages": "x", **body})
-
-
-async def said(gateway, name: str) -> str:
-    return (await ask(gateway, name)).json()["choices"][0]["message"]["content"]
 
 
 async def ids(gateway) -> list[str]:

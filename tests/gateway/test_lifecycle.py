@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from gateway.asking import ask, shown
 from gateway.stand_in import until
 
 MIB = 1 << 20
@@ -12,14 +13,6 @@ MIB = 1 << 20
 
 async def post(gateway, verb: str, **body):
     return await gateway.http.post(f"/v1/models/{verb}", json=body)
-
-
-async def shown(gateway, name: str) -> dict:
-    return (await gateway.http.get(f"/v1/models/{name}")).json()
-
-
-async def ask(gateway, name: str, **body):
-    return await gateway.http.post("/v1/chat/completions", json={"model": name, "messages": "x", **body})
 
 
 # --- unload ---------------------------------------------------------------------------------------------------------

@@ -48,6 +48,17 @@ def refusal(hub: Hub, home: Path, repo: str = "o/m") -> str:
     return str(hub.prepare(repo, home)["error"]["message"])
 
 
+def ran(script: str, hub: Hub, home: Path) -> subprocess.CompletedProcess[str]:
+    """A process of its own, which may change what it imports."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=hub.environment(home),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
 def offsets(hub: Hub) -> list[int]:
     """Where the requests for the weights began."""
     return [at for name, at in zip(hub.downloads, hub.offsets, strict=True) if name == NAME]
@@ -254,13 +265,7 @@ def test_what_is_too_large_for_http_comes_by_the_hubs_library_and_is_checked_all
     hub: Hub, tmp_path: Path, changed: bool
 ) -> None:
     hub.faults[NAME] = [Fault(changed=changed)]
-    done = subprocess.run(
-        [sys.executable, "-c", LARGE],
-        env=hub.environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    done = ran(LARGE, hub, tmp_path)
     assert "too large for HTTP: the hub's library downloads it" in done.stdout
     last = json.loads(done.stdout.splitlines()[-1])
     if changed:
@@ -283,13 +288,7 @@ sys.exit(main(["o/m"]))
 
 
 def test_a_disk_that_is_full_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FULL],
-        env=hub.environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    done = ran(FULL, hub, tmp_path)
     said = json.loads(done.stdout.splitlines()[-1])["error"]["message"]
     assert said.startswith("the disk is full: o/m does not fit under") and "HF_HOME" in said
     assert "\n" not in said
