@@ -41,6 +41,9 @@ class Form(ABC):
 
     kind: str
     chunk_object: str
+    response: type[ChatResponse] | type[CompletionResponse]
+    before_text: bytes  # in a choice of a frame
+    after_text: bytes
 
     def __init__(self, *, model: str, choices: int, include_usage: bool = False) -> None:
         self.id = new_id(self.kind)
@@ -58,18 +61,55 @@ class Form(ABC):
             self.created,
             encode(model),
         )
+        self._prefixes = [
+            b'%s{"index":%d,%s' % (self._head, index, self.before_text) for index in range(choices)
+        ]
+        self._suffix = self.after_text + b',"logprobs":null,"finish_reason":null}]' + self._tail
 
-    @abstractmethod
     def answer(self, gathered: Gathered) -> bytes:
         """The whole answer as JSON."""
+        choices: list[Any] = [self._choice(index, choice) for index, choice in enumerate(gathered.choices)]
+        return encode(
+            self.response(
+                id=self.id,
+                created=self.created,
+                model=self.model,
+                choices=choices,
+                usage=usage_body(gathered.usage or Usage()),
+            )
+        )
+
+    @abstractmethod
+    def _choice(self, index: int, choice: GatheredChoice) -> ChatChoice | CompletionChoice: ...
 
     @abstractmethod
     def opening(self) -> bytes:
         """Frames before the first token."""
 
-    @abstractmethod
     def frames(self, chunks: Sequence[TokenChunk]) -> bytes:
         """One frame for each chunk that says something, and one for the end of each choice."""
+        parts: list[bytes] = []
+        prefixes, suffix = self._prefixes, self._suffix
+        for chunk in chunks:
+            if self._is_rich(chunk):
+                parts.append(self._rich_frame(chunk))
+            elif chunk.text:
+                parts += (prefixes[chunk.index], encode(chunk.text), suffix)
+            if chunk.finish_reason is not None:
+                self._unfinished -= 1
+                self.usage = chunk.usage or self.usage
+                parts.append(self._finish_frame(chunk.index, checked(chunk.finish_reason).encode()))
+        return b"".join(parts)
+
+    @abstractmethod
+    def _is_rich(self, chunk: TokenChunk) -> bool:
+        """Whether it says more than text."""
+
+    @abstractmethod
+    def _rich_frame(self, chunk: TokenChunk) -> bytes: ...
+
+    @abstractmethod
+    def _finish_frame(self, index: int, reason: bytes) -> bytes: ...
 
     def closing(self) -> bytes:
         """The usage where it was asked for, and `[DONE]`. Raises where a choice never ended."""
@@ -88,27 +128,14 @@ class Form(ABC):
 class ChatForm(Form):
     kind = "chatcmpl-"
     chunk_object = "chat.completion.chunk"
+    response = ChatResponse
+    before_text, after_text = b'"delta":{"content":', b"}"
 
     def __init__(
         self, *, model: str, choices: int, include_usage: bool = False, logprobs: bool = False
     ) -> None:
         super().__init__(model=model, choices=choices, include_usage=include_usage)
         self._logprobs = logprobs
-        self._prefixes = [
-            b'%s{"index":%d,"delta":{"content":' % (self._head, index) for index in range(choices)
-        ]
-        self._suffix = b'},"logprobs":null,"finish_reason":null}]' + self._tail
-
-    def answer(self, gathered: Gathered) -> bytes:
-        return encode(
-            ChatResponse(
-                id=self.id,
-                created=self.created,
-                model=self.model,
-                choices=[self._choice(index, choice) for index, choice in enumerate(gathered.choices)],
-                usage=usage_body(gathered.usage or Usage()),
-            )
-        )
 
     def _choice(self, index: int, choice: GatheredChoice) -> ChatChoice:
         message = AnswerMessage(content=choice.text)
@@ -137,17 +164,8 @@ class ChatForm(Form):
             ]
         )
 
-    def frames(self, chunks: Sequence[TokenChunk]) -> bytes:
-        parts: list[bytes] = []
-        prefixes, suffix = self._prefixes, self._suffix
-        for chunk in chunks:
-            if chunk.reasoning or chunk.tool_calls or chunk.logprobs:
-                parts.append(self._rich_frame(chunk))
-            elif chunk.text:
-                parts += (prefixes[chunk.index], encode(chunk.text), suffix)
-            if chunk.finish_reason is not None:
-                parts.append(self._finish_frame(chunk))
-        return b"".join(parts)
+    def _is_rich(self, chunk: TokenChunk) -> bool:
+        return bool(chunk.reasoning or chunk.tool_calls or chunk.logprobs)
 
     def _rich_frame(self, chunk: TokenChunk) -> bytes:
         delta: dict[str, Any] = {}
@@ -166,14 +184,11 @@ class ChatForm(Form):
             self._tail,
         )
 
-    def _finish_frame(self, chunk: TokenChunk) -> bytes:
-        assert chunk.finish_reason is not None
-        self._unfinished -= 1
-        self.usage = chunk.usage or self.usage
+    def _finish_frame(self, index: int, reason: bytes) -> bytes:
         return b'%s{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%s"}]%s' % (
             self._head,
-            chunk.index,
-            checked(chunk.finish_reason).encode(),
+            index,
+            reason,
             self._tail,
         )
 
@@ -193,6 +208,8 @@ def _tool_call_delta(call: Any) -> dict[str, Any]:
 class CompletionForm(Form):
     kind = "cmpl-"
     chunk_object = "text_completion"
+    response = CompletionResponse
+    before_text, after_text = b'"text":', b""
 
     def __init__(
         self, *, model: str, choices: int, include_usage: bool = False, logprobs: int | None = None
@@ -200,19 +217,6 @@ class CompletionForm(Form):
         super().__init__(model=model, choices=choices, include_usage=include_usage)
         self._logprobs = logprobs
         self._offsets = [0] * choices  # characters already reported in `text_offset`
-        self._prefixes = [b'%s{"index":%d,"text":' % (self._head, index) for index in range(choices)]
-        self._suffix = b',"logprobs":null,"finish_reason":null}]' + self._tail
-
-    def answer(self, gathered: Gathered) -> bytes:
-        return encode(
-            CompletionResponse(
-                id=self.id,
-                created=self.created,
-                model=self.model,
-                choices=[self._choice(index, choice) for index, choice in enumerate(gathered.choices)],
-                usage=usage_body(gathered.usage or Usage()),
-            )
-        )
 
     def _choice(self, index: int, choice: GatheredChoice) -> CompletionChoice:
         logprobs = None
@@ -228,19 +232,10 @@ class CompletionForm(Form):
     def opening(self) -> bytes:
         return b""
 
-    def frames(self, chunks: Sequence[TokenChunk]) -> bytes:
-        parts: list[bytes] = []
-        prefixes, suffix = self._prefixes, self._suffix
-        for chunk in chunks:
-            if chunk.logprobs and self._logprobs is not None:
-                parts.append(self._logprob_frame(chunk))
-            elif chunk.text:
-                parts += (prefixes[chunk.index], encode(chunk.text), suffix)
-            if chunk.finish_reason is not None:
-                parts.append(self._finish_frame(chunk))
-        return b"".join(parts)
+    def _is_rich(self, chunk: TokenChunk) -> bool:
+        return bool(chunk.logprobs) and self._logprobs is not None
 
-    def _logprob_frame(self, chunk: TokenChunk) -> bytes:
+    def _rich_frame(self, chunk: TokenChunk) -> bytes:
         index = chunk.index
         logprobs = legacy_logprobs(chunk.logprobs, offset=self._offsets[index], top=bool(self._logprobs))
         self._offsets[index] += sum(len(token) for token in logprobs.tokens)
@@ -251,12 +246,5 @@ class CompletionForm(Form):
             self._tail,
         )
 
-    def _finish_frame(self, chunk: TokenChunk) -> bytes:
-        assert chunk.finish_reason is not None
-        self._unfinished -= 1
-        self.usage = chunk.usage or self.usage
-        return b'%s"","logprobs":null,"finish_reason":"%s"}]%s' % (
-            self._prefixes[chunk.index],
-            checked(chunk.finish_reason).encode(),
-            self._tail,
-        )
+    def _finish_frame(self, index: int, reason: bytes) -> bytes:
+        return b'%s"","logprobs":null,"finish_reason":"%s"}]%s' % (self._prefixes[index], reason, self._tail)
