@@ -14,7 +14,6 @@ from inferloom.catalog.leaving import Departure
 from inferloom.catalog.ledger import Reservation
 from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition, measured
 from inferloom.catalog.loading import bring_in, place_of
-from inferloom.catalog.proportion import pss_bytes
 from inferloom.catalog.surroundings import Surroundings
 from inferloom.catalog.tries import Tries
 from inferloom.catalog.turn import Turn
@@ -22,6 +21,7 @@ from inferloom.config.schema import ModelConfig
 from inferloom.errors import InferloomError, ModelUnavailable
 from inferloom.runners.base import ModelRunner, WeightSource
 from inferloom.types import Footprint, LoadProgress, LoadReport, ModelCard
+from inferloom.worker.memory import pss
 
 if TYPE_CHECKING:
     from inferloom.catalog.entry import Entry
@@ -254,8 +254,9 @@ class Residence:
         self._asked_by, self.progress = entry, LoadProgress("start")
         self._flight = Flight(self._load(), name=f"load {self.id}", landed=self._land, kept=kept)
 
-    def _land(self) -> None:
-        self._flight = self.progress = None
+    def _land(self, flight: Flight) -> None:
+        if flight is self._flight:  # else what it had loaded has died, and is loaded again
+            self._flight = self.progress = None
         self._around.arbiter.changed()  # one load less that others leave room for
         self._around.rested(self)
 
@@ -332,10 +333,11 @@ class Residence:
         return fresh.fingerprint != loaded
 
     async def _measure(self) -> None:
-        runner, pid = self.runner, getattr(self.runner, "pid", None)
-        measured = None if pid is None else await asyncio.to_thread(pss_bytes, pid)
-        if runner is self.runner:
-            self._measured = measured
+        runner = self.runner
+        if runner is not None:
+            measured = await _bytes_of(runner)
+            if runner is self.runner:
+                self._measured = measured
 
     def note_progress(self, progress: LoadProgress) -> None:
         self.progress = progress
@@ -403,13 +405,15 @@ class Residence:
                     self._go(State.DRAINING, cause=cause)
             if self.state is State.DRAINING:
                 await departure.drained(self.holders.idle)
-                if cause is None:
-                    await self._measure()
-                self.freed_bytes = self._measured
                 self._go(State.UNLOADING, cause=cause)
                 runner, self.runner = self.runner, None
-                if runner is not None:
+                if runner is not None and cause is None:
+                    # the kernel counts while the worker writes what it keeps
+                    self._measured, _ = await asyncio.gather(_bytes_of(runner), runner.spill())
+                elif runner is not None:
                     await runner.spill()
+                self.freed_bytes = self._measured
+                if runner is not None:
                     await runner.close()
                 self._around.arbiter.release(self)
                 self._go(State.UNLOADED, cause=cause)
@@ -446,6 +450,13 @@ class Residence:
                 **measured(self.report if ready else None),
             ),
         )
+
+
+async def _bytes_of(runner: ModelRunner) -> int | None:
+    """Of its process, as the kernel counts them; None where it has none."""
+    pid = getattr(runner, "pid", None)
+    found = None if pid is None else await asyncio.to_thread(pss, pid)
+    return None if found is None else found.bytes
 
 
 def _nobody(error: InferloomError) -> None:

@@ -82,7 +82,7 @@ class PageRoom:
         """Of the executor, without the draft model's."""
         return sum(table.size for table in self._tables)
 
-    def hottest(self, count: int) -> list[tuple[bytes, Callable[[], bytes]]]:
+    def hottest(self, count: int) -> list[tuple[bytes, Callable[[], bytes | memoryview]]]:
         """At most so many pages of the prefix cache, the most recently used first: key, and what reads the content, to
         be called before the next step."""
         if self._cache is None or not self._tables:

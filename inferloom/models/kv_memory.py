@@ -14,6 +14,9 @@ from inferloom.models.batch import PageTable
 
 _madvise = ctypes.CDLL(None).madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_view = ctypes.pythonapi.PyMemoryView_FromMemory
+_view.argtypes, _view.restype = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int), ctypes.py_object
+_WRITABLE = 0x200  # PyBUF_WRITE
 
 
 def zeroed(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -71,9 +74,11 @@ def runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def page_bytes(tables: Sequence[PageTable], page: int) -> bytes:
-    """The content of a page, one table after the other."""
-    return b"".join(ctypes.string_at(table.address + page * table.size, table.size) for table in tables)
+def page_bytes(tables: Sequence[PageTable], page: int) -> bytes | memoryview:
+    """The content of a page, one table after the other. Not copied where there is one table: to be used before the page is
+    written to again."""
+    views = [_memory(table, page) for table in tables]
+    return views[0].toreadonly() if len(views) == 1 else b"".join(views)
 
 
 def write_page(tables: Sequence[PageTable], page: int, content: memoryview) -> None:
@@ -81,6 +86,10 @@ def write_page(tables: Sequence[PageTable], page: int, content: memoryview) -> N
     assert len(content) == sum(table.size for table in tables)
     place = 0
     for table in tables:
-        part = bytes(content[place : place + table.size])
-        ctypes.memmove(table.address + page * table.size, part, table.size)
+        _memory(table, page)[:] = content[place : place + table.size]
         place += table.size
+
+
+def _memory(table: PageTable, page: int) -> memoryview:
+    view: memoryview = _view(table.address + page * table.size, table.size, _WRITABLE)
+    return view

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -91,6 +92,14 @@ def load_draft(job: WorkerJob, model: Executor) -> Executor | None:
     return draft
 
 
+class _Attached(NamedTuple):
+    """The file whose pages a worker began with."""
+
+    path: str
+    owner: str
+    keys: frozenset[bytes]
+
+
 class EngineHost:
     """An engine, as the message loop wants it."""
 
@@ -133,6 +142,7 @@ class EngineHost:
         )
         self._rejected: list[FromWorker] = []
         self._told_pages = pages
+        self._attached: _Attached | None = None
         allocated = time.monotonic()
         self._attach(job)
         # no pass is computed before the first request: what is warmed are the prefixes that an earlier worker kept
@@ -188,11 +198,23 @@ class EngineHost:
             return Spilled(id=request.id, pages=0, bytes=0)
         header = Header(request.owner, self.card.executor, room.bytes_per_page, [key for key, _ in pages])
         try:
+            if size := self._kept_already(request, header):
+                return Spilled(id=request.id, pages=len(pages), bytes=size)
             size = write(Path(request.path), header, (content() for _, content in pages))
         except OSError as error:
             log.warning("cached prefixes of %s are not kept: %s", self.card.architecture, error)
             return Spilled(id=request.id, pages=0, bytes=0)
         return Spilled(id=request.id, pages=len(pages), bytes=size)
+
+    def _kept_already(self, request: Spill, header: Header) -> int:
+        """Bytes of the file that this worker's pages came from, where it holds these pages and no others. 0: it does not."""
+        kept = self._attached
+        if kept is None or (kept.path, kept.owner) != (request.path, header.owner):
+            return 0
+        if kept.keys != frozenset(header.keys):
+            return 0
+        size = Path(kept.path).stat().st_size if Path(kept.path).exists() else 0
+        return size if size <= request.max_bytes else 0
 
     def _attach(self, job: WorkerJob) -> None:
         """Bring back what an earlier worker of this model kept. What cannot be used is discarded."""
@@ -209,7 +231,8 @@ class EngineHost:
             log.warning("the kept prefixes of %s in %s are discarded: %s", job.model, path, error)
             path.unlink(missing_ok=True)
             return
-        room.attach(kept)
+        if room.attach(kept) == len(kept):
+            self._attached = _Attached(job.spill, job.spill_key, frozenset(key for key, _ in kept))
 
     def flush(self) -> None:
         self._engine.flush()

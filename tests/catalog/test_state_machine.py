@@ -31,12 +31,12 @@ from worker_driving import becomes
 from inferloom.catalog.catalog import Catalog
 from inferloom.catalog.ledger import Kinds
 from inferloom.catalog.lifecycle import State, Transition
-from inferloom.catalog.proportion import pss_bytes
 from inferloom.catalog.residence import Residence
 from inferloom.config.drivers import dummy_options
 from inferloom.config.schema import Config, DriverConfig, ModelConfig, RuntimeConfig
 from inferloom.errors import InferloomError
 from inferloom.types import ExecuteBatch
+from inferloom.worker.memory import pss
 from inferloom.worker.pool import LIGHT, WorkerPool
 
 MIB = 1 << 20
@@ -316,11 +316,11 @@ class Lifecycle(RuleBasedStateMachine):
             return
         for one in self.catalog.residences():
             pid = getattr(one.runner, "pid", None)
-            measured = None if pid is None else pss_bytes(pid)
-            if measured is not None and one.reservation is not None:
+            found = None if pid is None else pss(pid)
+            if found is not None and one.reservation is not None:
                 factor, more = OVER
                 held = self.catalog.ledger.of(one.reservation).total
-                assert measured <= factor * held + more, (one.id, measured, held)
+                assert found.bytes <= factor * held + more, (one.id, found.bytes, held)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -244,3 +244,23 @@ async def test_the_catalog_keeps_what_it_unloads(
     assert found == [(found[0][0], 0), (found[0][0], 192)]
     assert len(list((tmp_path / "cache" / "kv").iterdir())) == 1
     await catalog.close()
+
+
+@module
+async def test_pages_that_are_kept_already_are_not_written_again(
+    pool: WorkerPool, checkpoint: Checkpoint, store: KvStore, tmp_path: Path
+) -> None:
+    content.digest([Path(name) for name in checkpoint.weights], lambda progress: None)
+    runner = await loaded(pool, checkpoint, store)
+    await answer(runner)
+    kept = await runner.spill()
+    await runner.close()
+    (file,) = (tmp_path / "ram").glob("*.kv")
+    first = file.stat().st_ino
+
+    again = await loaded(pool, checkpoint, store)
+    await answer(again)  # with the same pages
+    assert await again.spill() == kept and file.stat().st_ino == first
+    await answer(again, PROMPT[::-1])  # and with others
+    assert await again.spill() > kept and file.stat().st_ino != first
+    await again.close()

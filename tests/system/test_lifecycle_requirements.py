@@ -30,7 +30,7 @@ from factories.server import Served, serving
 from system.clients import change
 from system.processes import gateway_of, wait_until
 
-from inferloom.catalog.proportion import pss_bytes
+from inferloom.worker.memory import pss
 
 MIB = 1 << 20
 LARGE = 200  # MiB
@@ -198,7 +198,8 @@ def test_a_load_that_fails_is_told_and_paced_and_harms_nobody(house: Served) -> 
 
 def test_an_unload_answers_when_the_memory_is_back(house: Served) -> None:  # M9
     def held() -> int:
-        return sum(pss_bytes(process.pid) or 0 for process in gateway_of(house).descendants)
+        found = [pss(process.pid) for process in gateway_of(house).descendants]
+        return sum(one.bytes for one in found if one is not None)
 
     change(house, "load", "large")  # once: what the first worker is forked from has come to be then
     change(house, "unload", "large")
