@@ -14,7 +14,7 @@ class Flight:
         work: Coroutine[None, None, None],
         *,
         name: str,
-        landed: Callable[[], None],
+        landed: Callable[[Flight], None],
         kept: bool = False,
     ) -> None:
         self._waiters = 1 if kept else 0
@@ -27,7 +27,7 @@ class Flight:
     def _land(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             task.exception()  # it is in the status, whoever waits raises it, and perhaps nobody does
-        self._landed()
+        self._landed(self)
 
     async def joined(self) -> bool:
         """Wait for the end, and raise what the work raises. False: it was given up, the caller was not."""
