@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 
 from inferloom.config.quantities import FOREVER
+from inferloom.runners.alarm import Alarm
 
 
 class Keeping:
@@ -14,8 +14,7 @@ class Keeping:
     model goes when the time of every name that was used is over. `expired` is called then, unless the timer was stopped:
     it is while the model loads, while it is leased and while anybody waits for it.
 
-    Requests stop and start it all the time, so the loop's own timer is left alone where it fires no later than the end:
-    when it fires too early, or while there is a request, it looks what there is to wait for still.
+    Requests stop and start it all the time, so they leave its alarm alone: when that rings too early it is set again.
     """
 
     def __init__(self, expired: Callable[[], None], *, clock: Callable[[], float]) -> None:
@@ -23,8 +22,7 @@ class Keeping:
         self._clock = clock
         self._until: dict[str, float] = {}
         self._runs = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._fires = 0.0  # when the loop's timer does
+        self._alarm = Alarm(self._rung, clock=clock)
 
     @property
     def until(self) -> float | None:
@@ -61,38 +59,23 @@ class Keeping:
     def forget(self) -> None:
         """It was unloaded."""
         self.stop()
-        self._disarm()
+        self._alarm.off()
         self._until.clear()
 
     def start(self) -> None:
         """Nobody uses it now."""
         self._runs = True
-        end = self._end
-        if self._timer is None or self._fires > end:
-            self._arm(end)
+        self._alarm.by(self._end)
 
     def stop(self) -> None:
         """Somebody uses it."""
         self._runs = False
 
-    def _arm(self, end: float) -> None:
-        self._disarm()
-        if math.isfinite(end):
-            self._fires = end
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, end - self._clock()), self._fire)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _fire(self) -> None:
-        self._timer = None
+    def _rung(self, when: float) -> None:
         if not self._runs:
             return
-        if self._end > self._fires:
-            self._arm(self._end)
+        if self._end > when:
+            self._alarm.by(self._end)
         else:
             self._runs = False
             self._expired()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections.abc import Callable, Sequence
 
 from inferloom.runners.base import RunHandle
@@ -24,10 +24,10 @@ class Run:
         "_readers",
         "_stop_choice",
         "_wants_logprobs",
+        "deadline",
         "handle",
         "id",
         "plan",
-        "timer",
     )
 
     def __init__(
@@ -46,7 +46,7 @@ class Run:
         self.plan = plan
         self.handle = RunHandle(lambda: on_cancel(self))
         self.handle.prompt_tokens = len(plan.token_ids)
-        self.timer: asyncio.TimerHandle | None = None
+        self.deadline = math.inf  # time.monotonic(); its runner looks after it
         self._codec = codec
         self._readers: list[AnswerReader | None] = [plan.reader() for _ in range(n)]
         self._live = n

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
 from collections.abc import Callable
 
 from inferloom.errors import InferloomError, RequestTimeout
+from inferloom.runners.alarm import Alarm
 from inferloom.runners.run import Run
 from inferloom.worker.messages.replies import Step
 
@@ -17,6 +18,7 @@ class Runs:
     def __init__(self, expired: Callable[[int], None]) -> None:
         self._expired = expired
         self._runs: dict[int, Run] = {}
+        self._alarm = Alarm(self._expire, clock=time.monotonic)
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -28,13 +30,11 @@ class Runs:
         """`deadline`: time.monotonic() at which it ends with an error."""
         self._runs[run.id] = run
         if deadline is not None:
-            delay = deadline - time.monotonic()
-            run.timer = asyncio.get_running_loop().call_later(delay, self._expire, run)
+            run.deadline = deadline
+            self._alarm.by(deadline)
 
     def forget(self, run: Run) -> bool:
         """Whether it was in progress."""
-        if run.timer is not None:
-            run.timer.cancel()
         return self._runs.pop(run.id, None) is not None
 
     def advance(self, step: Step) -> None:
@@ -46,12 +46,15 @@ class Runs:
 
     def fail_all(self, error: InferloomError) -> None:
         runs, self._runs = self._runs, {}
+        self._alarm.off()
         for run in runs.values():
-            if run.timer is not None:
-                run.timer.cancel()
             run.handle.fail(error)
 
-    def _expire(self, run: Run) -> None:
-        if self.forget(run):
+    def _expire(self, when: float) -> None:
+        for run in [run for run in self._runs.values() if run.deadline <= when]:
+            self.forget(run)
             self._expired(run.id)
-        run.handle.fail(RequestTimeout("the request's time limit was reached before its answer was complete"))
+            run.handle.fail(
+                RequestTimeout("the request's time limit was reached before its answer was complete")
+            )
+        self._alarm.by(min((run.deadline for run in self._runs.values()), default=math.inf))
