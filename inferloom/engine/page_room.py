@@ -79,25 +79,30 @@ class PageRoom:
 
     @property
     def bytes_per_page(self) -> int:
-        """Of the executor, without the draft model's."""
-        return sum(table.size for table in self._tables)
+        """Of the executor and of the model that drafts for it."""
+        return sum(table.size for table in self._kept_tables)
+
+    @property
+    def _kept_tables(self) -> list[PageTable]:
+        return [*self._tables, *self._drafting]
 
     def hottest(self, count: int) -> list[tuple[bytes, Callable[[], bytes | memoryview]]]:
         """At most so many pages of the prefix cache, the most recently used first: key, and what reads the content, to
         be called before the next step."""
         if self._cache is None or not self._tables:
             return []
-        return [(key, partial(page_bytes, self._tables, page)) for key, page in self._cache.hottest()[:count]]
+        return [
+            (key, partial(page_bytes, self._kept_tables, page)) for key, page in self._cache.hottest()[:count]
+        ]
 
     def attach(self, pages: Sequence[tuple[bytes, memoryview]]) -> int:
-        """Bring such pages back, as far as there are free ones; how many. The draft model's stay zero: its drafts are
-        worse there, no answer is."""
+        """Bring such pages back, as far as there are free ones; how many."""
         if self._cache is None or not self._tables:
             return 0
         fitting = [(key, content) for key, content in pages if key not in self._cache][: self._pool.free]
         for key, content in reversed(fitting):  # the hottest becomes idle last
             page = self._pool.allocate()
-            write_page(self._tables, page, content)
+            write_page(self._kept_tables, page, content)
             self._cache.put(key, page)
             self._pool.release(page)
         return len(fitting)

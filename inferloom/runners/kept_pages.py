@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,13 @@ VERSION = 1
 SPILL_SECS = 10.0  # that a worker may take for its file
 
 
+class Files(NamedTuple):
+    """What a worker computes keys and values with: its model's, and those of the one that drafts for it."""
+
+    checkpoint: Checkpoint
+    draft: tuple[ModelConfig, Checkpoint] | None
+
+
 class KeptPages:
     """One model's cached prefixes in the store, if there is one.
 
@@ -48,35 +55,38 @@ class KeptPages:
         self._model = model
         caches = model.driver.type == "native" and native_options(model.driver).prefix_cache
         self._store = store if caches else None
-        self._checkpoint: Checkpoint | None = None  # of the worker that was started last
+        self._files: Files | None = None  # of the worker that was started last
         self._learning: threading.Thread | None = None
 
-    async def found(self, checkpoint: Checkpoint | None) -> dict[str, str]:
-        """What the next worker's job says of kept pages: `spill`, the file, and `spill_key`, their owner."""
-        self._checkpoint = checkpoint
-        if self._store is None or checkpoint is None:
+    async def found(
+        self, checkpoint: Checkpoint | None, draft: tuple[ModelConfig, Checkpoint] | None = None
+    ) -> dict[str, str]:
+        """What the next worker's job says of kept pages: `spill`, the file, and `spill_key`, their owner. `draft`: the model
+        that drafts, whose keys and values are in the same pages."""
+        self._files = None if checkpoint is None else Files(checkpoint, draft)
+        if self._store is None or self._files is None:
             return {}
-        return await asyncio.to_thread(self._find, self._store, checkpoint)
+        return await asyncio.to_thread(self._find, self._store, self._files)
 
-    def _find(self, store: KvStore, checkpoint: Checkpoint) -> dict[str, str]:
-        name = name_of(self._model, checkpoint)  # content that was never hashed was never kept either
+    def _find(self, store: KvStore, files: Files) -> dict[str, str]:
+        name = name_of(self._model, *files)  # content that was never hashed was never kept either
         path = store.find(name) if name is not None else None
         return {"spill": str(path), "spill_key": name} if name is not None and path is not None else {}
 
     def learn(self) -> None:
         """Have the checkpoint hashed, once in its life."""
         busy = self._learning is not None and self._learning.is_alive()
-        if self._store is not None and self._checkpoint is not None and not busy:
-            self._learning = threading.Thread(target=_learn, args=(self._checkpoint,), daemon=True)
+        if self._store is not None and self._files is not None and not busy:
+            self._learning = threading.Thread(target=_learn, args=(self._files,), daemon=True)
             self._learning.start()
 
     async def keep(self, card: ModelCard, ask: Callable[..., Awaitable[Any]]) -> int:
         """Have the worker write its pages: `ask` is `Questions.ask` for it. Bytes that are kept. Never fails: what cannot be
         kept is computed again."""
-        store, checkpoint = self._store, self._checkpoint
-        if store is None or checkpoint is None or not card.kv_pages:
+        store, files = self._store, self._files
+        if store is None or files is None or not card.kv_pages:
             return 0
-        name = await asyncio.to_thread(name_of, self._model, checkpoint)
+        name = await asyncio.to_thread(name_of, self._model, *files)
         if name is None:
             return 0
         try:
@@ -105,12 +115,13 @@ class KeptPages:
             await asyncio.to_thread(place.__exit__, None, None, None)
 
 
-def _learn(checkpoint: Checkpoint) -> None:
+def _learn(files: Files) -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread alone (Linux)
-    with contextlib.suppress(OSError):  # a file that went
-        if _digest(checkpoint) is None:
-            content.digest([Path(name) for name in checkpoint.weights], lambda progress: None)
+    for checkpoint in (files.checkpoint, *(files.draft or ())[1:]):
+        with contextlib.suppress(OSError):  # a file that went
+            if _digest(checkpoint) is None:
+                content.digest([Path(name) for name in checkpoint.weights], lambda progress: None)
 
 
 def with_pages(card: ModelCard, resized: Resized) -> ModelCard:
@@ -125,29 +136,36 @@ def with_pages(card: ModelCard, resized: Resized) -> ModelCard:
     )
 
 
-def name_of(model: ModelConfig, checkpoint: Checkpoint) -> str | None:
+def name_of(
+    model: ModelConfig, checkpoint: Checkpoint, draft: tuple[ModelConfig, Checkpoint] | None = None
+) -> str | None:
     """The name, or None while the files' content is not known. Looks at the disk, for a few milliseconds."""
     try:
-        digest = _digest(checkpoint)
-        config = (Path(checkpoint.folder) / "config.json").read_bytes()
+        computed_with = [_identity(*one) for one in ((model, checkpoint), draft) if one is not None]
     except (OSError, InferloomError) as error:
         log.debug("the content of %s is not known: %s", model.name, error)
         return None
-    if digest is None:
+    if None in computed_with:
         return None
     decisive = {
         "code": [VERSION, inferloom.__version__],
-        "weights": digest,
-        "config": hashlib.sha256(config).hexdigest(),
-        "quantization": checkpoint.quantization,
-        "dtype": model.dtype,
+        "computed_with": computed_with,
         "activation_dtype": model.driver.activation_dtype,
-        "kv_dtype": native_options(model.driver).kv_dtype,
         "max_model_len": model.max_model_len,  # LongRoPE turns otherwise in long contexts
         "page": PAGE_TOKENS,
     }
     encoded = msgspec.json.encode(decisive, order="sorted")
     return hashlib.sha256(encoded).hexdigest()[:32]
+
+
+def _identity(model: ModelConfig, checkpoint: Checkpoint) -> list[str] | None:
+    """What decides a model's part in the bits; None while the content of its weights is not known."""
+    digest = _digest(checkpoint)
+    config = (Path(checkpoint.folder) / "config.json").read_bytes()
+    if digest is None:
+        return None
+    kv_dtype = native_options(model.driver).kv_dtype
+    return [digest, hashlib.sha256(config).hexdigest(), checkpoint.quantization, model.dtype, kv_dtype]
 
 
 def _digest(checkpoint: Checkpoint) -> str | None:

@@ -241,7 +241,7 @@ class LocalRunner(ModelRunner):
                     kv_budget_bytes=self._kv_budget,
                     kv_most_bytes=self._kv_most,
                     draft=files.draft,
-                    **await self._kept.found(files.checkpoint),
+                    **await self._kept.found(files.checkpoint, files.draft),
                 )
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)

@@ -137,9 +137,11 @@ class EngineHost:
             executor.card,
             max_model_len=self._engine.max_model_len,
             kv_pages=pages,
-            kv_bytes=pages * executor.kv_bytes_per_page,
+            kv_bytes=pages * (executor.kv_bytes_per_page + (draft.kv_bytes_per_page if draft else 0)),
             page_size=PAGE_SIZE,
         )
+        # what computed the pages
+        self._computed_by = "; ".join(one.card.executor for one in (executor, draft) if one is not None)
         self._rejected: list[FromWorker] = []
         self._told_pages = pages
         self._attached: _Attached | None = None
@@ -196,7 +198,7 @@ class EngineHost:
         pages = room.hottest(count) if count and not self._engine.unfinished else []
         if not pages:
             return Spilled(id=request.id, pages=0, bytes=0)
-        header = Header(request.owner, self.card.executor, room.bytes_per_page, [key for key, _ in pages])
+        header = Header(request.owner, self._computed_by, room.bytes_per_page, [key for key, _ in pages])
         try:
             if size := self._kept_already(request, header):
                 return Spilled(id=request.id, pages=len(pages), bytes=size)
@@ -222,9 +224,7 @@ class EngineHost:
             return
         path, room = Path(job.spill), self._engine.room
         try:
-            kept = read(
-                path, owner=job.spill_key, executor=self.card.executor, page_bytes=room.bytes_per_page
-            )
+            kept = read(path, owner=job.spill_key, executor=self._computed_by, page_bytes=room.bytes_per_page)
         except FileNotFoundError:
             return
         except (OSError, Foreign) as error:

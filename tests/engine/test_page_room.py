@@ -158,6 +158,26 @@ def test_kept_pages_are_attached_to_another_engine(checkpoint: Checkpoint) -> No
     assert second.room.attach(kept) == 0  # known already
 
 
+def test_kept_pages_hold_what_the_draft_model_knows_of_their_tokens(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    small = make_checkpoint(tmp_path / "small", "qwen3", layers=1, seed=2)
+    own = executor_of(checkpoint).kv_bytes_per_page
+
+    def engine() -> Engine:
+        return Engine(executor_of(checkpoint), pages=32, draft=executor_of(small), speculative_tokens=4)
+
+    def held(engine: Engine) -> dict[bytes, bytes]:
+        return {key: bytes(content()) for key, content in engine.room.hottest(100)}
+
+    first, second = engine(), engine()
+    drive(first, [Generate(1, prompt(3, 200), 1, GREEDY)])
+    kept = held(first)
+    assert all(any(content[own:]) for content in kept.values())
+    assert second.room.attach([(key, memoryview(content)) for key, content in kept.items()]) == 6
+    assert held(second) == kept
+
+
 def test_a_smaller_pool_takes_the_hottest_that_fit(checkpoint: Checkpoint) -> None:
     first = Engine(executor_of(checkpoint), pages=32)
     drive(first, [Generate(1, prompt(1, 200), 1, GREEDY)])

@@ -112,6 +112,31 @@ async def test_a_reloaded_model_answers_the_same_from_kept_pages(
 
 
 @module
+async def test_a_reloaded_model_has_its_draft_models_pages_too(
+    pool: WorkerPool, checkpoint: Checkpoint, store: KvStore, tmp_path: Path
+) -> None:
+    small = make_checkpoint(
+        tmp_path / "small", "qwen3", dtype=torch.bfloat16, max_positions=1024, layers=1, seed=1
+    )
+
+    def with_draft() -> LocalRunner:
+        return LocalRunner(
+            model(checkpoint), pool, kv_budget_bytes=16 * MIB, kv_store=store, draft=model(small)
+        )
+
+    runner = with_draft()
+    await runner.load_weights(None, WeightSource(source=checkpoint.folder))
+    first, _ = await answer(runner)
+    await becomes(lambda: name_of(model(checkpoint), checkpoint, (model(small), small)) is not None)
+    assert await runner.spill() > 0
+    await runner.close()
+    other = with_draft()
+    await other.load_weights(None, WeightSource(source=checkpoint.folder))
+    assert await answer(other) == (first, 192)
+    await other.close()
+
+
+@module
 @pytest.mark.parametrize("damage", ["flipped", "cut", "foreign"])
 async def test_a_file_that_cannot_be_used_is_discarded_and_said(
     damage: str, pool: WorkerPool, checkpoint: Checkpoint, store: KvStore, caplog: pytest.LogCaptureFixture
@@ -154,6 +179,9 @@ def test_other_options_and_other_weights_have_other_names(checkpoint: Checkpoint
     names = {name_of(one, checkpoint) for one in configurations}
     names.add(name_of(model(checkpoint), changed))
     assert None not in names and len(names) == 4
+    pairs = [(model(changed), changed), (model(changed, dtype="float16"), changed)]
+    drafted = {name_of(model(checkpoint), checkpoint, pair) for pair in pairs}
+    assert None not in drafted and len(drafted | names) == 6
     copy = make_checkpoint(tmp_path / "copy", "qwen3", dtype=torch.bfloat16, max_positions=1024)
     content.digest([Path(name) for name in copy.weights], lambda progress: None)
     assert name_of(model(copy), copy) in names
