@@ -241,10 +241,6 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     idle: int  # of the workspace, what is there before the first request
 
     @property
-    def kv_wanted(self) -> int:
-        return self.kv_pages * self.kv_page
-
-    @property
     def least(self) -> int:
         """With which it can be loaded at all."""
         return self.total(self.kv_least)

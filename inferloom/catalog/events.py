@@ -40,7 +40,7 @@ class ModelChanged(Event, frozen=True, kw_only=True):
     state: State
     status: str
     reason: str | None = None  # of a failure
-    cause: str | None = None  # of what nobody asked for: evicted, expired; of what took its place: replaced
+    cause: str | None = None  # as a `Transition` has it
     load_seconds: float | None = None  # with `ready`
 
 

@@ -85,9 +85,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     leases: int = 0  # requests that hold the model
     waiting: int = 0  # requests that wait for it
     yielding: bool = False  # it is loaded and gives no leases: others need its room
-    expected_secs: float | None = (
-        None  # until those who wait are served, where that depends on others' memory
-    )
+    # until those who wait are served, where that depends on others' memory
+    expected_secs: float | None = None
     loads: int = 0  # completed since the start
     load_seconds: float | None = None  # of the last one
     stages: dict[str, float] = {}  # of the last load, seconds
@@ -112,9 +111,9 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     load_seconds: float | None = None  # with `ready`
     stages: dict[str, float] = {}  # with `ready`: seconds of each stage of the load
-    cause: str | None = (
-        None  # of a departure nobody asked for: evicted, expired; of what took its place: replaced
-    )
+    # of a departure nobody asked for: evicted, expired; of what took a model's place: replaced; of a name that was given to a
+    # model that is there already: shared; of one that was taken back: removed
+    cause: str | None = None
 
 
 def measured(report: LoadReport | None) -> dict[str, Any]:

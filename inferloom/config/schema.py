@@ -75,7 +75,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         float, Meta(ge=0, description="How long running requests may finish at shutdown and unload.")
     ] = 30.0
     queue_timeout_secs: Annotated[Seconds, Meta(description="Longest wait of a request for its turn.")] = 60.0
-    load_timeout_secs: Annotated[Seconds, Meta(description="Longest a model may take to load.")] = 600.0
+    load_timeout_secs: Annotated[
+        Seconds, Meta(description="Longest a model may take to load, and a request waits for it.")
+    ] = 600.0
     first_token_timeout_secs: Annotated[
         Seconds, Meta(description="Longest wait for the first token of an answer.")
     ] = 120.0
@@ -88,7 +90,6 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_loaded: Annotated[
         Positive | None, Meta(description="Models loaded at once; unset: as many as fit.")
     ] = None
-
     max_waiting: Annotated[
         Positive, Meta(description="Requests that may wait for one model to be loaded; further ones get 429.")
     ] = 1024

@@ -195,7 +195,8 @@ async def _asked(service: Service, call: Call) -> Configuration:
         )
     if service.configuration is None:
         raise Conflict(
-            "This server was started without a configuration file: there is nothing to read again."
+            "This server was started without a configuration file, so there is nothing to read again; "
+            "`inferloom serve --config FILE` starts it with one."
         )
     return service.configuration
 
