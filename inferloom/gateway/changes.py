@@ -10,14 +10,16 @@ import msgspec
 
 from inferloom.config.changing import operators_key, with_options
 from inferloom.config.schema import DriverConfig, ModelConfig
-from inferloom.errors import Conflict, Forbidden, InvalidRequest, ModelNotFound
+from inferloom.errors import Conflict, Forbidden, InvalidRequest, ModelNotFound, SourceError
 from inferloom.gateway.call import Call
 from inferloom.gateway.lifecycle import IN_MEMORY
 from inferloom.gateway.models import details
 from inferloom.gateway.service import Service
 from inferloom.gateway.wire.changes import AddRequest, ChangedModel, ChangeRequest, RemovedModel
 from inferloom.gateway.wire.decoding import BodyDecoder
+from inferloom.sources.reference import parse
 
+SOURCES = ("source", "hf_repo", "tok_model_id")  # keys that say where files are
 MOST_MODELS = 1000  # that clients can bring a server to have
 
 _additions = BodyDecoder(AddRequest)
@@ -85,12 +87,23 @@ async def change(service: Service, call: Call) -> None:
 
 def _checked(service: Service, model: ModelConfig, options: dict[str, Any], *, name: str) -> ModelConfig:
     """`name`: the field of the request that gives names, should one be taken."""
+    for key in SOURCES:
+        _refuse_nowhere(key, options.get(key))
     try:
         return with_options(service.catalog.config, model, options)
     except InvalidRequest as error:
         if error.param == "name":
             error.param = name
         raise
+
+
+def _refuse_nowhere(key: str, source: object) -> None:
+    """A source that cannot be, or is a path to nothing, is told of now. What a hub or an index has is seen at the load."""
+    if isinstance(source, str):
+        try:
+            parse(source)
+        except SourceError as error:
+            raise InvalidRequest(f"`{key}`: {error.message}", param=key) from None
 
 
 async def remove(service: Service, call: Call) -> None:

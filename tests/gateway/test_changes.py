@@ -80,6 +80,35 @@ async def test_nothing_is_loaded_by_adding_unless_it_is_asked_for(workers):
     assert gateway.catalog.status("b").state == "declared"
 
 
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("/nowhere/at/all", "there is no file or folder"),
+        ("./nowhere", "there is no file or folder"),
+        ("smollm3000", "neither an existing path"),
+        ("a/b/c/d", "neither an existing path"),
+        ("pypi:something", "an exact version"),
+        ("Qwen/Qwen3-0.6B@..", "not a revision"),
+        ("", "names no model"),
+    ],
+)
+@pytest.mark.parametrize("key", ["source", "tok_model_id"])
+async def test_a_source_that_cannot_be_is_refused_at_once(workers, source, says, key):
+    gateway = await workers(server={"allow_model_changes": True}, a={})
+    given = {"source": "smollm2", "driver": {"type": "dummy"}} | {key: source}
+    for response in (await add(gateway, id="b", **given), await patch(gateway, "a", **{key: source})):
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, key)
+        assert says in error["message"]
+    assert await ids(gateway) == ["default", "a"]
+
+
+async def test_a_source_on_the_hub_need_not_be_fetched_yet(workers):
+    gateway = await workers(server={"allow_model_changes": True}, a={})
+    response = await add(gateway, id="b", source="somebody/some-model@main")
+    assert (response.status_code, response.json()["state"]) == (201, "declared")
+
+
 @pytest.mark.parametrize("key", ["source", "hf_repo"])
 async def test_a_source_comes_from_the_operator(workers, source, key):
     gateway = await workers(a={})
