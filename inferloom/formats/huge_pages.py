@@ -3,7 +3,8 @@
 Two threads read a mapped gigabyte at 37 GB/s where the cache holds it in pages of 4 KiB and at 54 GB/s in pages of 2 MiB
 (Zen 4), and a mapping of small pages takes 300,000 entries to build. The kernel chooses the size when it reads a file: a
 mapping advised `MADV_HUGEPAGE` brings huge ones (ext4, XFS, btrfs of a recent kernel), while a program that wrote the file in
-small pieces left small ones, which stay. So what lies in small pages is dropped from the cache, once, and read again.
+small pieces left small ones, which stay. So what lies in small pages is dropped from the cache and read again: at most two
+seconds' worth of it at a load, so that a large file takes some loads, and is never missing as a whole.
 """
 
 from __future__ import annotations
@@ -18,37 +19,53 @@ from resource import RUSAGE_THREAD, getrusage
 
 _HUGE = 2 << 20
 _LEAST = 64 << 20  # bytes of a file that is worth it
-_SAMPLES = 5
-_PATIENCE = 2.0  # seconds that reading again may take
+_SAMPLES = 32
+_SCATTERED = 0.15  # of the extents: they stay small where the kernel had no huge page for them
+_SLOWEST = (
+    256 << 20
+)  # bytes a second that a disk must bring: else reading again takes longer than loads will ever gain
+_START = 0.2  # seconds in which it need not have brought anything yet
+_PIECE = 16  # extents that are dropped and read again at a time: nobody misses more of the file than that
+_TRIES = 2  # its read-ahead sometimes brings the next ones in small pages all the same
+_PATIENCE = 2.0  # seconds that one load may take for reading again
 
 _log = logging.getLogger(__name__)
 
 
-def read_into_huge_pages(descriptor: int, size: int, *, least: int = _LEAST) -> bool:
-    """Drop the file's pages from the page cache if they are small, the file system can do better, and reading it again
-    takes at most two seconds; whoever maps it with `MADV_HUGEPAGE` then reads it into huge ones. Returns whether it did.
+def read_into_huge_pages(
+    descriptor: int, size: int, *, least: int = _LEAST, patience: float = _PATIENCE
+) -> bool:
+    """Where the file's pages in the page cache are small and the file system can do better, drop them and read them again
+    into huge ones, piece by piece from the beginning, for `patience` seconds: the next load goes on from there. Returns
+    whether any became huge.
 
     `size` is the file's, in bytes. Pages that are not on the disk yet, or that another process has mapped, stay: the
-    kernel keeps them.
+    kernel keeps them, and a piece that stays small ends it, as a slow disk does.
     """
     if size < max(least, _HUGE) or not hasattr(mmap, "MADV_HUGEPAGE"):
         return False
-    small = small_extents(descriptor, size)
-    if len(small) * 2 <= len(_extents(size)):
+    if len(small_extents(descriptor, size)) <= _SCATTERED * len(_extents(size)):
         return False
-    for extent in small:
-        os.posix_fadvise(descriptor, extent, _HUGE, os.POSIX_FADV_DONTNEED)
-    began = time.monotonic()
-    if small_extents(descriptor, size, small):
-        return False  # not on this file system, or held by somebody: nothing is lost but these few
-    seconds = (time.monotonic() - began) / (len(small) * _HUGE) * size
-    if seconds > _PATIENCE:
-        return False
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    _log.info(
-        "weights lie in small pages of the page cache: reading %d MiB again, into huge ones", size >> 20
-    )
-    return True
+    began, moved = time.monotonic(), 0
+    extents = range(0, size // _HUGE * _HUGE, _HUGE)
+    for first in range(0, len(extents), _PIECE):
+        small = small_extents(descriptor, size, extents[first : first + _PIECE])
+        left = small
+        for _ in range(_TRIES):
+            for extent in left:
+                os.posix_fadvise(descriptor, extent, _HUGE, os.POSIX_FADV_DONTNEED)
+            left = small_extents(descriptor, size, left)
+        moved += len(small) - len(left)
+        spent = time.monotonic() - began
+        if len(left) * 2 > _PIECE or spent > min(patience, _START + moved * _HUGE / _SLOWEST):
+            break
+    if moved:
+        _log.info(
+            "weights lay in small pages of the page cache: %d of %d MiB were read again, into huge ones",
+            moved * _HUGE >> 20,
+            size >> 20,
+        )
+    return moved > 0
 
 
 def small_extents(descriptor: int, size: int, extents: Sequence[int] | None = None) -> list[int]:
@@ -57,7 +74,11 @@ def small_extents(descriptor: int, size: int, extents: Sequence[int] | None = No
     with mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as mapping:
         with contextlib.suppress(OSError):  # a kernel without huge pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        return [offset for offset in extents or _extents(size) if _is_small(mapping, offset)]
+        return [
+            offset
+            for offset in (_extents(size) if extents is None else extents)
+            if _is_small(mapping, offset)
+        ]
 
 
 def _extents(size: int) -> list[int]:

@@ -40,6 +40,23 @@ def test_a_file_in_huge_pages_is_left_alone(written: Path) -> None:
         assert not read_into_huge_pages(file.fileno(), SIZE, least=0)
 
 
+def test_what_takes_too_long_for_one_load_is_gone_on_with_at_the_next(written: Path) -> None:
+    content = written.read_bytes()
+    with open(written, "ab") as file:  # more than one piece
+        for _ in range(4):
+            file.write(content)
+            file.flush()
+        os.fsync(file.fileno())
+    size = written.stat().st_size
+    everywhere = range(0, size // (2 << 20) * (2 << 20), 2 << 20)
+    with open(written, "rb") as file:
+        left = len(small_extents(file.fileno(), size, everywhere))
+        while read_into_huge_pages(file.fileno(), size, least=0, patience=0.0):
+            before, left = left, len(small_extents(file.fileno(), size, everywhere))
+            assert left < before
+    assert written.read_bytes() == content * 5
+
+
 def test_a_small_file_is_left_alone(written: Path) -> None:
     with open(written, "rb") as file:
         assert not read_into_huge_pages(file.fileno(), SIZE)
