@@ -100,7 +100,9 @@ def _files(ref: HubRef) -> dict[str, RemoteFile]:
             raise
         files = ask()  # a kept connection that the other side has closed meanwhile looks the same
     if not files:
-        raise InvalidFormat(f"{ref.repo} is empty.")
+        raise InvalidFormat(
+            f"{ref.repo} has no files at revision {ref.revision!r}; name another one: {ref.repo}@REVISION."
+        )
     for name in files:
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise InvalidFormat(f"{ref.repo} has a file {name!r}, which leaves its folder.")

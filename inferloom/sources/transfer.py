@@ -88,7 +88,7 @@ def _by_the_library(file: RemoteFile, traffic: Traffic) -> None:
 def _mismatch(file: RemoteFile, problem: str) -> SourceError:
     return SourceError(
         f"checksum mismatch: {file.name} of {file.repo} {problem}; the download was damaged or replaced, "
-        "and was thrown away."
+        "and was thrown away; try again."
     )
 
 
@@ -119,9 +119,8 @@ def _is_whole(blob: Path, file: RemoteFile) -> bool:
 
 def _fill(file: RemoteFile, content: Content, traffic: Traffic, pauses: tuple[float, ...]) -> None:
     traffic.arrived(content.size)
-    pieced = (
-        content.size > 0
-    )  # put together from several answers, one of which may have been of another content
+    # put together from several answers, one of which may have been of another content
+    pieced = content.size > 0
     attempts = _Attempts(pauses)
     while True:
         if file.size is None or content.size < file.size or file.size == 0:

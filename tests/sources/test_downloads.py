@@ -148,7 +148,7 @@ def test_content_with_another_hash_is_thrown_away_with_the_reason(
     said = refusal(hub, tmp_path)
     kind = "the SHA-256" if name == NAME else "the git object id"
     assert said.startswith(f"checksum mismatch: {name} of o/m has {kind} ")
-    assert said.endswith("; the download was damaged or replaced, and was thrown away.")
+    assert said.endswith("; the download was damaged or replaced, and was thrown away; try again.")
     assert left_in(tmp_path) == []
     assert weights(hub, tmp_path) == WEIGHTS  # nothing of it is left in the way
 
