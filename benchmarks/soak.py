@@ -104,8 +104,7 @@ def main() -> None:
             status = soak(server, swaps=arguments.swaps, clients=arguments.clients)
             family = {pid: birth(pid) for pid in descendants(server.process.pid)}
         left = [pid for pid, born in family.items() if born and birth(pid) == born]
-    if left:
-        print(f"processes that outlive the server: {left}")
+    print(f"processes that outlive the server: {left or 'none'}")
     sys.exit(status or bool(left))
 
 
