@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from inferloom.errors import ConfigError
 
@@ -33,6 +34,7 @@ def keep_alive_secs(value: float | str) -> float:
     return FOREVER if value < 0 else float(value)
 
 
+@lru_cache(maxsize=64)  # every request asks
 def _seconds(text: str) -> float:
     written = text.strip()
     try:
