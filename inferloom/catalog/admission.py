@@ -117,9 +117,9 @@ def next_load(
 
 
 def in_order(waiting: Sequence[Waiting], *, policy: Policy) -> list[Waiting]:
-    """Whose turn is first: those whom patience ran out for, by age; then by priority; then by how long
-    how many of them have waited, counted by the square root of the load's seconds: without that one long load after
-    the other comes first, with the seconds themselves it comes last (docs/decisions/050)."""
+    """Whose turn is first: those whom patience ran out for, by age; then by priority; then by how many have waited for how
+    long, over the square root of the load's seconds: without that one long load after the other comes first, with the
+    seconds themselves it comes last (docs/decisions/050)."""
     patience = patience_secs(waiting, policy=policy)
 
     def rank(one: Waiting) -> tuple[float, ...]:

@@ -343,9 +343,8 @@ class Catalog:
                 entry.move(successor)
                 self._note_shared(entry)
         except BaseException:
-            if (
-                entry.residence is old
-            ):  # once requests have moved over, what is left is to wait for the old one's end
+            # else requests have moved over, and what is left is to wait for the old one's end
+            if entry.residence is old:
                 entry.config = before
             raise
         finally:

@@ -13,6 +13,7 @@ from inferloom.catalog import prospects
 from inferloom.catalog.lifecycle import ModelStatus, State, status_word
 from inferloom.catalog.line import Line
 from inferloom.catalog.residence import Residence
+from inferloom.config.changing import OF_THE_NAME
 from inferloom.config.quantities import keep_alive_secs
 from inferloom.config.schema import ModelConfig
 from inferloom.errors import ModelNotFound, ModelUnavailable, RateLimited, RequestTimeout
@@ -209,6 +210,6 @@ def shared_part(model: ModelConfig) -> ModelConfig:
     defaults = {
         field.name: field.default
         for field in msgspec.structs.fields(ModelConfig)
-        if field.name in ("system_prompt", "keep_alive", "pin", "priority", "group", "lazy")
+        if field.name in OF_THE_NAME - {"name", "aliases"}
     }
     return msgspec.structs.replace(model, source=model.weights, hf_repo=None, aliases=[], **defaults)
