@@ -67,7 +67,7 @@ class Replacement:
         except InferloomError:
             if self._went and not self._called_off:
                 with suppress(InferloomError):  # its status says so; what is told is why there was no change
-                    await self._old.load(self._entries[0])
+                    await self._load_in_place(self._old)
             raise
         if beside:
             self._move(self._successor)
@@ -119,10 +119,17 @@ class Replacement:
         self._went = True
         self._move(self._successor)
         try:
-            await self._successor.load(self._entries[0])
+            await self._load_in_place(self._successor)
         except BaseException:
             self._move(self._old)
             raise
+
+    async def _load_in_place(self, residence: Residence) -> None:
+        """Others go for it only if what the one before it had is not enough."""
+        try:
+            await residence.load(self._entries[0], insist=False)
+        except NoRoom:
+            await residence.load(self._entries[0])
 
     def _move(self, to: Residence) -> None:
         for entry in self._entries:

@@ -78,6 +78,24 @@ async def test_without_room_for_both_the_old_one_goes_first(catalog: Catalog, po
     assert await answer(catalog) == "new"
 
 
+async def test_a_neighbour_does_not_go_for_a_change_that_fits_where_the_old_one_was(pool: WorkerPool) -> None:
+    pages = {"kv_mb": 60, "kv_least_mb": 10}
+    models = [
+        ModelConfig(name="a", lazy=True, driver=driver("old", weights_mb=30, **pages)),
+        ModelConfig(name="b", lazy=True, driver=driver("b", weights_mb=40)),
+    ]
+    catalog = Catalog(Config(runtime=RuntimeConfig(memory_budget="100MiB"), model=models), pool)
+    await catalog.load("b")
+    neighbour = catalog.status("b").pid
+    catalog.pin("b", True)
+    await catalog.load("a")
+    catalog.pin("b", False)
+    await catalog.change("a", driver=driver("new", weights_mb=35, **pages))
+    assert await answer(catalog) == "new"
+    assert catalog.status("b").pid == neighbour
+    await catalog.close()
+
+
 @pytest.mark.parametrize("size", [40, 70])
 async def test_a_failing_successor_leaves_the_old_one(catalog: Catalog, pool: WorkerPool, size: int) -> None:
     await catalog.load("a")
