@@ -261,3 +261,27 @@ async def test_a_run_that_is_ended_from_outside_says_so(gateway):
     gateway.talker.script = lambda batch: [TokenChunk(text="a"), TokenChunk(finish_reason="cancelled")]
     assert (await post(gateway)).json()["error"]["code"] == "cancelled"
     assert '"code":"cancelled"' in (await post(gateway, stream=True)).text
+
+
+async def test_a_request_sent_before_the_stream_before_it_has_ended_is_answered_after_it(gateway):
+    gateway.talker.hold_after = 2
+    body = BODY | {"stream": True}
+    reader, writer = await raw(gateway, body)
+    await asyncio.wait_for(gateway.talker.started.wait(), 5)
+    content = json.dumps(body).encode()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+    )
+    await writer.drain()
+    gateway.talker.hold_after = None
+    (held,) = gateway.talker.handles
+    held.feed(TokenChunk(text=" France"))
+    await asyncio.sleep(0.01)
+    held.feed(TokenChunk(finish_reason="stop"))
+    held.finish()
+    answers = [await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 5) for _ in range(2)]
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b" France") == answer.count(b"data: [DONE]") == 1
+    writer.close()
