@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from factories.hub import Fault, Hub, Repository, running, sha256
+from factories.hub import Fault, Hub, Repository, oid, running, sha256
 
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB
 FILES = {
@@ -64,8 +64,10 @@ def offsets(hub: Hub) -> list[int]:
     return [at for name, at in zip(hub.downloads, hub.offsets, strict=True) if name == NAME]
 
 
-def left_in(home: Path) -> list[Path]:
-    return [path for path in (cache(home) / "blobs").glob("*incomplete") if path.stat().st_size]
+def left_in(home: Path, name: str | None = None) -> list[Path]:
+    """What is unfinished of one file, or of all: others come beside it, and are stopped with it."""
+    key = "" if name is None else sha256(WEIGHTS) if name == NAME else oid(FILES[name])
+    return [path for path in (cache(home) / "blobs").glob(f"{key}*incomplete") if path.stat().st_size]
 
 
 @pytest.mark.parametrize("repo", ["o/m", "o/untold"])
@@ -149,7 +151,7 @@ def test_content_with_another_hash_is_thrown_away_with_the_reason(
     kind = "the SHA-256" if name == NAME else "the git object id"
     assert said.startswith(f"checksum mismatch: {name} of o/m has {kind} ")
     assert said.endswith("; the download was damaged or replaced, and was thrown away; try again.")
-    assert left_in(tmp_path) == []
+    assert left_in(tmp_path, name) == []
     assert weights(hub, tmp_path) == WEIGHTS  # nothing of it is left in the way
 
 
@@ -171,7 +173,7 @@ def test_a_download_that_was_killed_goes_on_with_the_next_call(hub: Hub, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
     release.set()
-    (partial,) = left_in(tmp_path)
+    (partial,) = left_in(tmp_path, NAME)
     kept = partial.stat().st_size
     assert weights(hub, tmp_path) == WEIGHTS
     assert offsets(hub) == [0, kept]
@@ -247,7 +249,7 @@ def test_attempts_without_a_new_byte_are_spaced_and_come_to_an_end(hub: Hub, tmp
     assert "attempt 3 of 3 in 2 s" in lines[-3]
     assert "the connection to the hub was lost 4 times in a row while o/m was downloaded" in lines[-1]
     assert lines[-1].endswith("that arrived are kept. Run the same command again to go on.")
-    assert left_in(tmp_path)[0].stat().st_size > 0
+    assert left_in(tmp_path, NAME)[0].stat().st_size > 0
 
 
 LARGE = """
