@@ -14,6 +14,7 @@ from inferloom.catalog.leaving import Departure
 from inferloom.catalog.ledger import Reservation
 from inferloom.catalog.lifecycle import NEXT, ModelBytes, State, Transition, measured
 from inferloom.catalog.loading import bring_in, place_of
+from inferloom.catalog.measuring import Measured
 from inferloom.catalog.surroundings import Surroundings
 from inferloom.catalog.tries import Tries
 from inferloom.catalog.turn import Turn
@@ -21,7 +22,6 @@ from inferloom.config.schema import ModelConfig
 from inferloom.errors import InferloomError, ModelUnavailable
 from inferloom.runners.base import ModelRunner, WeightSource
 from inferloom.types import Footprint, LoadProgress, LoadReport, ModelCard
-from inferloom.worker.memory import pss
 
 if TYPE_CHECKING:
     from inferloom.catalog.entry import Entry
@@ -60,12 +60,11 @@ class Residence:
         self.place = place_of(config.weights)
         self.keeping = Keeping(self._expire, clock=around.clock)
         self._around = around
-        self._measured: int | None = None
+        self._measured = Measured()
         self._insisting = 0
         self._asked_by: Entry | None = None  # who the load in progress began for
         self._flight: Flight | None = None
         self._departure: Departure | None = None
-        self._measuring: asyncio.Task[None] | None = None
         self._closed = False
 
     # --- what is known ----------------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ class Residence:
         if self.reservation is None:
             return None
         kinds = self._around.arbiter.ledger.of(self.reservation)
-        measured = self._measured
+        measured = self._measured.bytes
         return ModelBytes(
             weights=kinds.weights,
             kv=kinds.kv,
@@ -297,7 +296,7 @@ class Residence:
         )
         self._go(State.WARMING)
         self.runner, self.card = runner, runner.card()
-        self._measured, self.tries.error = None, None
+        self.tries.error = None
         self.loads += 1
         self.holders.begin()
         self._go(State.READY)
@@ -305,7 +304,7 @@ class Residence:
         if self._asked_by is not None:
             self.keeping.loaded(self._asked_by.id, keep=self._asked_by.keep_alive)
         self.keeping.start()
-        self._measuring = asyncio.create_task(self._measure(), name=f"measure {self.id}")
+        self._measured.begin(runner)
         around.arbiter.changed()
 
     async def expected(self) -> Footprint | None:
@@ -331,13 +330,6 @@ class Residence:
         fresh = self._around.make_runner(self.config, _nobody)
         await fresh.footprint(self.source())
         return fresh.fingerprint != loaded
-
-    async def _measure(self) -> None:
-        runner = self.runner
-        if runner is not None:
-            measured = await _bytes_of(runner)
-            if runner is self.runner:
-                self._measured = measured
 
     def note_progress(self, progress: LoadProgress) -> None:
         self.progress = progress
@@ -406,13 +398,14 @@ class Residence:
             if self.state is State.DRAINING:
                 await departure.drained(self.holders.idle)
                 self._go(State.UNLOADING, cause=cause)
+                self._measured.stop()
                 runner, self.runner = self.runner, None
                 if runner is not None and cause is None:
                     # the kernel counts while the worker writes what it keeps
-                    self._measured, _ = await asyncio.gather(_bytes_of(runner), runner.spill())
+                    await asyncio.gather(self._measured.take(runner), runner.spill())
                 elif runner is not None:
                     await runner.spill()
-                self.freed_bytes = self._measured
+                self.freed_bytes = self._measured.bytes
                 if runner is not None:
                     await runner.close()
                 self._around.arbiter.release(self)
@@ -450,13 +443,6 @@ class Residence:
                 **measured(self.report if ready else None),
             ),
         )
-
-
-async def _bytes_of(runner: ModelRunner) -> int | None:
-    """Of its process, as the kernel counts them; None where it has none."""
-    pid = getattr(runner, "pid", None)
-    found = None if pid is None else await asyncio.to_thread(pss, pid)
-    return None if found is None else found.bytes
 
 
 def _nobody(error: InferloomError) -> None:

@@ -35,12 +35,17 @@ def plan(config: Config) -> None:
 
 def run(config: Config, *, file: ConfigFile | None = None) -> int:
     """Serve until a signal ends it; the exit code. `file`: where the configuration came from."""
-    from inferloom.gateway.server import bind, serve
-
     absent = missing(config)
     if absent:
+        from inferloom.gateway.server import bind
+
         bind(config.server).close()  # a port in use is told before the download, not after it
     fetch(absent)
+
+    from inferloom.worker.pool import WorkerPool
+
+    pool = WorkerPool.for_config(config)
+    pool.launch()  # what it imports and what we import take a processor each
 
     def listening(catalog: Catalog) -> None:
         print(banner(config), flush=True)
@@ -51,7 +56,12 @@ def run(config: Config, *, file: ConfigFile | None = None) -> int:
                 logging.DEBUG if config.server.log_level == "debug" else logging.WARNING
             )
 
-    return serve(config, on_ready=listening, file=file)
+    try:
+        from inferloom.gateway.server import serve
+
+        return serve(config, on_ready=listening, file=file, pool=pool)
+    finally:
+        pool.abandon()
 
 
 def announce(change: Transition) -> None:

@@ -28,6 +28,7 @@ from inferloom.gateway.telemetry import Telemetry, open_telemetry
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Catalog
     from inferloom.gateway.service import Service
+    from inferloom.worker.pool import WorkerPool
 
 EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
 COLLECT_AFTER = 10_000  # new objects; Python's own figure is 700
@@ -36,11 +37,18 @@ LAST_BYTES_SECONDS = 2.0  # for error events to reach their clients
 OnReady = Callable[["Catalog"], None]
 
 
-def serve(config: Config, *, on_ready: OnReady | None = None, file: ConfigFile | None = None) -> int:
+def serve(
+    config: Config,
+    *,
+    on_ready: OnReady | None = None,
+    file: ConfigFile | None = None,
+    pool: WorkerPool | None = None,
+) -> int:
     """Serve until a signal: the exit code. To be called from the main thread (workers die with it).
 
     `on_ready` is called in the event loop once connections are accepted; models load after it. A port of 0
-    becomes the one that was given, in `config` too. `file`: where the configuration came from, to be read again.
+    becomes the one that was given, in `config` too. `file`: where the configuration came from, to be read again. `pool`: of
+    `config`, launched by who had the time for it.
     """
     try:
         check_binding(config.server)
@@ -53,7 +61,9 @@ def serve(config: Config, *, on_ready: OnReady | None = None, file: ConfigFile |
     log.configure(config.server.effective_log_level, access_log=config.server.access_log)
     try:
         with sock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(config, sock, on_ready, telemetry, file=file, started=started))
+            return runner.run(
+                _serve(config, sock, on_ready, telemetry, file=file, started=started, pool=pool)
+            )
     except ConfigError as error:
         return refuse(error)
 
@@ -97,11 +107,12 @@ async def _serve(
     *,
     file: ConfigFile | None,
     started: Config,
+    pool: WorkerPool | None,
 ) -> int:
     from inferloom.catalog.catalog import Catalog
     from inferloom.worker.pool import WorkerPool
 
-    pool = WorkerPool.for_config(config)
+    pool = WorkerPool.for_config(config) if pool is None else pool
     catalog = Catalog(config, pool)
     ending = Ending()
     app = build_app(catalog, config, telemetry=telemetry)

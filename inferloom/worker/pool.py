@@ -90,11 +90,27 @@ class WorkerPool:
     def forkserver_pid(self) -> int | None:
         return self._forkserver.pid if self._forkserver is not None and self._control is not None else None
 
-    async def start(self) -> None:
-        """Start the forkserver; its imports go on in the background and the first spawn waits for them."""
+    def launch(self) -> None:
+        """Start the forkserver, before there is an event loop: it imports for longer than a gateway that does so beside it.
+        `start` then listens to it. From the thread that will run the loop."""
         become_subreaper()
         if self._control is None:
-            self._start_forkserver()
+            self._launch_forkserver()
+
+    def abandon(self) -> None:
+        """End what was launched, where the pool was never started; else nothing."""
+        if self._forkserver is not None and self._control is not None and self._ready is None:
+            self._forkserver.kill()
+            self._forkserver.wait()
+            self._control.close()
+            self._control = None
+
+    async def start(self) -> None:
+        """Start the forkserver, if it was not launched; its imports go on in the background and the first spawn waits for
+        them."""
+        self.launch()
+        if self._ready is None:
+            self._listen()
 
     async def spawn(
         self,
@@ -153,8 +169,7 @@ class WorkerPool:
         await asyncio.gather(*self._sweepers)
 
     # the forkserver
-    def _start_forkserver(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _launch_forkserver(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         arguments = [_ROOT, str(theirs.fileno()), str(os.getpid()), *self._preload]
@@ -167,9 +182,14 @@ class WorkerPool:
             env=forkserver_environment(os.environ),
         )
         theirs.close()
-        self._control = ours
+        self._control, self._ready = ours, None
+
+    def _listen(self) -> None:
+        """To the forkserver that was launched."""
+        assert self._control is not None
+        loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        loop.add_reader(ours.fileno(), self._read_control)
+        loop.add_reader(self._control.fileno(), self._read_control)
 
     async def _fork(self, descriptors: tuple[int, int]) -> int:
         if self._stopped:
@@ -182,7 +202,9 @@ class WorkerPool:
                     f"the next try is in {wait:.0f} s",
                     retry_after=wait,
                 )
-            self._start_forkserver()
+            self._launch_forkserver()
+        if self._ready is None:
+            self._listen()
         control, ready = self._control, self._ready
         assert control is not None and ready is not None
         self._spawns += 1

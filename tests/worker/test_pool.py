@@ -17,6 +17,7 @@ from worker_driving import Driven, becomes, descriptors, gone
 
 from inferloom.errors import LoadFailed, ModelUnavailable
 from inferloom.worker.lineage import children
+from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import Failed, Stats
 from inferloom.worker.messages.requests import Generate, GetStats, SamplingSpec
 from inferloom.worker.pool import LIGHT, WorkerPool, forkserver_environment
@@ -346,3 +347,26 @@ def test_worker_threads_spin_shortly_unless_the_operator_says_otherwise() -> Non
     }
     assert forkserver_environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
     assert "GOMP_SPINCOUNT" not in forkserver_environment({"OMP_WAIT_POLICY": "active"})
+
+
+async def test_a_forkserver_that_was_launched_early_is_the_one_that_serves() -> None:
+    pool = WorkerPool(preload=LIGHT)
+    pool.launch()
+    launched = pool.forkserver_pid
+    await pool.start()
+    assert pool.forkserver_pid == launched is not None
+    worker = await pool.spawn(WorkerJob(model="m", driver="dummy"), on_message=lambda message: None)
+    assert worker.alive
+    await pool.stop()
+    assert pool.forkserver_pid is None
+
+
+def test_a_forkserver_that_is_not_needed_after_all_is_ended() -> None:
+    pool = WorkerPool(preload=LIGHT)
+    pool.launch()
+    pid = pool.forkserver_pid
+    assert pid is not None
+    pool.abandon()
+    assert pool.forkserver_pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
