@@ -101,7 +101,7 @@ async def test_what_a_request_was_made_of_is_gone_with_it(workers: Serve, reques
             await client.ask(request_)
         await asyncio.sleep(0)
         kinds = (Call, Exchange, Run, RunHandle)
-        left = [type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds)]
+        left = [type(one).__name__ for one in gc.get_objects() if type(one) in kinds]
     finally:
         gc.enable()
         await client.close()
