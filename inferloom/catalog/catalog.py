@@ -20,9 +20,10 @@ from inferloom.catalog.planning import Plan, plan_of
 from inferloom.catalog.replacement import Replacement, unload
 from inferloom.catalog.residence import Residence
 from inferloom.catalog.surroundings import Surroundings
+from inferloom.catalog.unloaded import files_changed, prepare
 from inferloom.config.quantities import budgets
 from inferloom.config.schema import Config, ModelConfig, ServerConfig
-from inferloom.errors import Conflict, InferloomError, InvalidRequest, ModelNotFound, ModelUnavailable
+from inferloom.errors import Conflict, InferloomError, InvalidRequest, ModelUnavailable
 from inferloom.runners.base import ModelRunner
 from inferloom.runners.budget import ram_bytes
 from inferloom.runners.factory import make_runner
@@ -188,7 +189,7 @@ class Catalog:
             return await self.load(name, keep_alive=keep_alive)
         async with self._changing(entry) as old:
             # it may be unloaded while its files are looked at
-            if old.state is State.READY and await old.files_changed() and old.state is State.READY:
+            if old.state is State.READY and await files_changed(old) and old.state is State.READY:
                 successor = self._new_residence(entry.config)
                 successor.inherit(old)
                 await self._replace(old, successor, old.entries)
@@ -333,7 +334,7 @@ class Catalog:
         successor.in_change += 1
         try:
             if successor.state is not State.READY:
-                await successor.prepare()  # packed first, while the model goes on as it is
+                await prepare(successor)  # packed first, while the model goes on as it is
             while old.leaving is not None:
                 await asyncio.wait({old.leaving})
             entry.config = changed
@@ -368,8 +369,7 @@ class Catalog:
             async with self._change_of.setdefault(residence, asyncio.Lock()):
                 if entry.residence is not residence:
                     continue  # somebody else's change has moved it
-                if entry.removed:
-                    raise ModelNotFound(f"model not found: {entry.id!r} was removed.", param="model")
+                entry.refuse_removed()
                 residence.in_change += 1
                 try:
                     yield residence

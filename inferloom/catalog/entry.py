@@ -155,8 +155,7 @@ class Entry:
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
                 while not (self.residence.open or (ticket.admitted and self.state is State.READY)):
-                    if self.removed:
-                        raise ModelNotFound(f"model not found: {self.id!r} was removed.", param="model")
+                    self.refuse_removed()
                     await self.residence.become_ready(self, paced=True)
         except TimeoutError:
             retry_after = self.expected_secs or 1.0
@@ -166,6 +165,11 @@ class Entry:
         finally:
             self.line.leave(ticket)
             self.residence.left()
+
+    def refuse_removed(self) -> None:
+        """Raise `ModelNotFound` where it is no model of the server any more."""
+        if self.removed:
+            raise ModelNotFound(f"model not found: {self.id!r} was removed.", param="model")
 
     def _refuse(self, seconds: float) -> None:
         """Raise where a request that can wait for so long had better not."""

@@ -11,6 +11,7 @@ from inferloom.catalog.durations import load_secs
 from inferloom.catalog.ledger import Kinds
 from inferloom.catalog.lifecycle import State
 from inferloom.catalog.prospects import outlook
+from inferloom.catalog.unloaded import expected
 
 if TYPE_CHECKING:
     from inferloom.catalog.arbiter import Arbiter
@@ -43,7 +44,7 @@ async def plan_of(entry: Entry, arbiter: Arbiter) -> Plan:
         return Plan(
             model=entry.id, loaded=True, fits=True, device=at.device, needs=held, free=free, seconds=0.0
         )
-    footprint = await at.expected()
+    footprint = await expected(at)
     if footprint is None:
         return Plan(model=entry.id, loaded=False, device=at.device, free=free, seconds=measured)
     found = outlook(arbiter, at, footprint)

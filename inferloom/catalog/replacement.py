@@ -115,9 +115,14 @@ class Replacement:
             old.arbiter.changed()  # it may go for others again
 
     async def _load_after(self) -> None:
-        await self._old.unload(force=False, drain_secs=self._drain_secs)
-        self._went = True
-        self._move(self._successor)
+        self._old.giving_way = made_room = asyncio.Event()
+        try:
+            await self._old.unload(force=False, drain_secs=self._drain_secs)
+            self._went = True
+            self._move(self._successor)
+        finally:
+            self._old.giving_way = None
+            made_room.set()
         try:
             await self._load_in_place(self._successor)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from inferloom.catalog.arbiter import Arbiter, NoRoom
@@ -44,6 +45,7 @@ class Residence:
         self.replaces: Residence | None = None  # that it is loaded beside, to take its place
         self.successor: Residence | None = None  # that is loaded beside it
         self.in_change = 0  # changes in progress that it has a part in
+        self.giving_way: asyncio.Event | None = None  # there while it goes for its successor
         self.runner: ModelRunner | None = None  # of a loaded model; requests take a lease
         self.card: ModelCard | None = None
         self.report: LoadReport | None = None
@@ -157,6 +159,10 @@ class Residence:
             quantization=self.config.quantization,
         )
 
+    def new_runner(self, died: Callable[[InferloomError], None]) -> ModelRunner:
+        """Of its configuration, not loaded; `died` is told when it was and can answer no more."""
+        return self._around.make_runner(self.config, died)
+
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def take(self) -> ModelRunner:
@@ -215,6 +221,8 @@ class Residence:
         self._insisting += insist
         try:
             while self.state is not State.READY and (entry is None or entry.residence is self):
+                if entry is not None:
+                    entry.refuse_removed()
                 if await self.become_ready(entry, paced=False):
                     return  # it was loaded, even if others have needed its room since then
         finally:
@@ -230,6 +238,9 @@ class Residence:
             raise ModelUnavailable("the server is shutting down", retry_after=5.0)
         if self.state is State.READY:  # it yields
             await self.turn.comes()
+            return False
+        if self.giving_way is not None:
+            await self.giving_way.wait()
             return False
         if self._departure is not None:
             await asyncio.shield(self._departure.task)
@@ -288,7 +299,7 @@ class Residence:
         self.place = self.place or place_of(self.config.weights)
         runner, self.report = await bring_in(
             self,
-            lambda: around.make_runner(self.config, self._died),
+            lambda: self.new_runner(self._died),
             self.source(),
             arbiter=around.arbiter,
             progress=self.note_progress,
@@ -307,29 +318,12 @@ class Residence:
         self._measured.begin(runner)
         around.arbiter.changed()
 
-    async def expected(self) -> Footprint | None:
-        """What it would take; None where its files are not ready on this machine. Changes nothing."""
-        return await self._around.make_runner(self.config, _nobody).footprint(self.source(), fetch=False)
-
     def inherit(self, old: Residence) -> None:
         """Take over what is known of the model from the residence whose place this one takes."""
         if self.config.weights == old.config.weights:
             self.place = old.place or self.place
         self.loads, self.evictions = self.loads + old.loads, self.evictions + old.evictions
         self.card = self.card or old.card
-
-    async def prepare(self) -> None:
-        """Have its files fetched, converted and packed, and load nothing."""
-        await self._around.make_runner(self.config, _nobody).footprint(self.source())
-
-    async def files_changed(self) -> bool:
-        """Whether a load would find other files than the loaded model was made of."""
-        if self.runner is None or self.runner.fingerprint is None:
-            return False
-        loaded = self.runner.fingerprint  # its worker may die while the files are looked at
-        fresh = self._around.make_runner(self.config, _nobody)
-        await fresh.footprint(self.source())
-        return fresh.fingerprint != loaded
 
     def note_progress(self, progress: LoadProgress) -> None:
         self.progress = progress
@@ -429,21 +423,8 @@ class Residence:
         if old is State.READY:
             self.turn.end()
         self.since = self._around.clock()
-        failed, ready = new is State.FAILED, new is State.READY
-        if failed and self.tries.error is not None:
+        if new is State.FAILED and self.tries.error is not None:
             reason = self.tries.error.message
-        self._around.changed(
-            self,
-            Transition(
-                id=self.id,
-                old=old,
-                new=new,
-                reason=reason,
-                cause=cause,
-                **measured(self.report if ready else None),
-            ),
-        )
-
-
-def _nobody(error: InferloomError) -> None:
-    """Of a runner that is never loaded."""
+        known = measured(self.report if new is State.READY else None)
+        change = Transition(id=self.id, old=old, new=new, reason=reason, cause=cause, **known)
+        self._around.changed(self, change)

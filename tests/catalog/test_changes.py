@@ -125,6 +125,23 @@ async def test_the_configuration_as_it_is_now(catalog: Catalog) -> None:
     assert catalog.config.server.default_model == "b"
 
 
+async def test_a_load_that_waits_for_the_end_of_a_removed_model_does_not_load_it_again(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.load("c")
+    async with catalog.lease("c"):
+        unload = asyncio.create_task(catalog.unload("c"))
+        await becomes(lambda: catalog.status("c").state is State.DRAINING)
+        load = asyncio.create_task(catalog.load("c"))
+        await asyncio.sleep(0)
+        removal = asyncio.create_task(catalog.remove("c"))
+        await becomes(lambda: len(catalog.entries()) == 2)
+    await asyncio.gather(unload, removal, return_exceptions=True)
+    with pytest.raises(ModelNotFound):
+        await load
+    assert (pool.workers, len(catalog.residences())) == ([], 1)
+
+
 # --- from one configuration to another ------------------------------------------------------------------------------
 
 

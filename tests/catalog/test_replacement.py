@@ -325,3 +325,15 @@ async def test_a_change_that_fails_does_not_make_an_idle_model_stay_for_ever(poo
         await catalog.change("a", driver=driver("new", load_secs=0.2, fail_load="no luck"))
     await becomes(lambda: catalog.status("a").state is State.UNLOADED)
     await catalog.close()
+
+
+async def test_requests_whose_load_is_stopped_for_a_change_do_not_load_the_old_one_again(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    await catalog.change("a", driver=driver("old", weights_mb=60, load_secs=30.0))
+    waiting = [asyncio.create_task(answer(catalog)) for _ in range(3)]
+    await becomes(lambda: catalog.ledger.used("cpu") == 60 << 20)
+    await catalog.change("a", driver=driver("new", weights_mb=70))
+    assert await asyncio.gather(*waiting) == ["new"] * 3
+    assert (len(pool.workers), len(catalog.residences())) == (1, 1)
+    assert catalog.ledger.used("cpu") == 70 << 20

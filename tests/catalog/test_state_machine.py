@@ -102,7 +102,8 @@ def noted(check: Callable[[Lifecycle], None]) -> Callable[[Lifecycle], None]:
             check(self)
         except BaseException as error:
             if Lifecycle.failure is None:
-                error.add_note(self.story())
+                if not hasattr(error, "__notes__"):
+                    error.add_note(self.story())
                 Lifecycle.failure = error
             raise
 
@@ -146,7 +147,12 @@ class Lifecycle(RuleBasedStateMachine):
         self.trail.append(f"{self.clock():.4f} {what}")
 
     def story(self) -> str:
-        return "\n".join(self.trail[-100:])
+        there = [
+            f"{one.key}: {one.state} of {[entry.id for entry in one.entries]}, {one.in_change} changes, "
+            f"runner {one.runner}, reserved {one.reservation}, progress {one.progress}, leaving {one.leaving}"
+            for one in self.catalog.residences()
+        ]
+        return "\n".join([*self.trail[-100:], *there])
 
     # --- the event loop, which stands still between rules -----------------------------------------------------------
 
@@ -330,6 +336,9 @@ class Lifecycle(RuleBasedStateMachine):
             return
         try:
             self.run(self.end())
+        except BaseException as error:
+            error.add_note(self.story())
+            raise
         finally:
             self.run(self.clear())
 
