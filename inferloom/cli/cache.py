@@ -51,7 +51,7 @@ def clear(
     if name is not None:
         found = [entry for entry in found if name == entry.name or entry.key.startswith(name)]
         if not found:
-            raise NotFound(f"the cache holds nothing called {name!r}; `inferloom cache` lists it.")
+            raise NotFound(f"the cache holds nothing called {name!r}; `inferloom cache` says what it holds.")
     elif not downloads:
         found = [entry for entry in found if entry.kind != entries.DOWNLOADS]
     gone = [entry for entry in found if entries.remove(entry)]

@@ -185,7 +185,7 @@ def _find(name: str) -> CachedRepository | entries.Entry:
         if cached.repo == repo:
             return cached
     raise NotFound(
-        f"there is no {name} in the cache {hub_cache.hub_folder()}; `inferloom model list` lists it."
+        f"there is no {name!r} in the cache {hub_cache.hub_folder()}; `inferloom model list` says what there is."
     )
 
 

@@ -50,7 +50,7 @@ def _seconds(text: str) -> float:
 
 def _no_time(value: object) -> ConfigError:
     return ConfigError(
-        f'keep_alive = {value!r} is not a time: write seconds, "90s", "5m" or "1h30m", 0 to unload a model when it is '
+        f'{value!r} is not a time: write seconds, "90s", "5m" or "1h30m", 0 to unload a model when it is '
         "idle, -1 to keep it"
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 import uuid
@@ -31,12 +30,11 @@ from inferloom.catalog.lifecycle import State, Transition
 from inferloom.config.schema import TelemetryConfig
 from inferloom.gateway.call import Call
 from inferloom.gateway.metrics import Metrics
-from inferloom.gateway.otlp_metrics import metrics_data
+from inferloom.gateway.otlp_metrics import export_interval, metrics_data
 
 QUEUE = 2048  # spans that wait to be sent; more are dropped
 EXPORT_SECS = 5.0  # for one export, its retries included
 SPANS_EVERY = 1.0  # seconds
-METRICS_EVERY = 15.0  # seconds, unless OTEL_METRIC_EXPORT_INTERVAL (ms) says otherwise
 FLUSH_SECS = 2.0  # at the end
 LAST_TRY_SECS = 0.2  # … where the collector was away
 POINTS = 5000  # of metrics in one message, which gRPC limits to 4 MiB
@@ -59,6 +57,8 @@ class Otlp:
     """The `Telemetry` that is exported. What it sends are names, numbers and times: never prompts, answers or keys."""
 
     def __init__(self, config: TelemetryConfig) -> None:
+        """Raises `ConfigError` for what cannot be of OpenTelemetry's own variables."""
+        self._metrics_every = export_interval()
         # one line of ours for each outage instead of theirs for each export
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         insecure = not config.endpoint.startswith("https://")
@@ -190,9 +190,8 @@ class Otlp:
         self._exporting = asyncio.create_task(self._export_metrics(), name="export metrics")
 
     async def _export_metrics(self) -> None:
-        every = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", METRICS_EVERY * 1000)) / 1000
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(self._metrics_every)
             await in_thread(self._metrics_export())
 
     def _metrics_export(self) -> Callable[[], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -24,8 +26,22 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.core import Sample
 
 from inferloom import __version__
+from inferloom.errors import ConfigError
 
+EVERY_SECS = 15.0  # unless OTEL_METRIC_EXPORT_INTERVAL (ms) says otherwise
 Labels = frozenset[tuple[str, str]]
+
+
+def export_interval() -> float:
+    """Seconds between two exports. Raises `ConfigError` where the environment says what is none."""
+    written = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "")
+    try:
+        every = float(written) / 1000 if written else EVERY_SECS
+    except ValueError:
+        every = math.nan
+    if not 0 < every < math.inf:
+        raise ConfigError(f"OTEL_METRIC_EXPORT_INTERVAL is {written!r}: write milliseconds, above 0")
+    return every
 
 
 def metrics_data(families: Iterable[Family], *, resource: Resource, began: int) -> MetricsData:

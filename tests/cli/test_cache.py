@@ -83,7 +83,10 @@ def test_an_entry_is_cleared_by_name_or_key(tmp_path: Path) -> None:
     assert [folder.exists() for folder in folders.values()] == [False, False, True]
     done = run("clear", "nothing")
     assert done.returncode == 2
-    assert done.stderr == "error: the cache holds nothing called 'nothing'; `inferloom cache` lists it.\n"
+    assert (
+        done.stderr
+        == "error: the cache holds nothing called 'nothing'; `inferloom cache` says what it holds.\n"
+    )
 
 
 def test_what_is_mapped_is_not_cleared(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_removing_asks_on_a_terminal_and_needs_yes_elsewhere(hub: Hub, tmp_path:
     assert answered(hub, tmp_path, b"y\n") == "removed org/m, 3 MB\n"
     assert not cache(tmp_path).exists()
     done = run(hub, tmp_path, "remove", "org/m", "-y")
-    assert (done.returncode, "error: there is no org/m in the cache" in done.stderr) == (2, True)
+    assert (done.returncode, "error: there is no 'org/m' in the cache" in done.stderr) == (2, True)
 
 
 def answered(hub: Hub, home: Path, keys: bytes) -> str:

@@ -71,7 +71,7 @@ def test_budgets_by_device() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('server.keep_alive = "soon"', "server.keep_alive: keep_alive = 'soon' is not a time"),
+        ('server.keep_alive = "soon"', "server.keep_alive: 'soon' is not a time"),
         ('runtime.memory_budget = "lots"', 'runtime.memory_budget: "lots" is not a size of memory'),
         ('runtime.memory_budget = {"cuda:0" = "80%"}', "not known here"),
         ('runtime.memory_budget = {tpu = "8GiB"}', '"tpu" is not a device'),

@@ -369,6 +369,17 @@ def test_missing_packages_are_one_sentence_and_exit_2(tmp_path: Path) -> None:
     )
 
 
+def test_an_interval_that_is_none_is_one_sentence_and_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = configuration(tmp_path / "config.toml", "http://127.0.0.1:4317")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "often")
+    command = [sys.executable, "-m", "inferloom.cli.app", "serve", *flags, "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: OTEL_METRIC_EXPORT_INTERVAL is 'often': write milliseconds, above 0\n"
+
+
 def test_where_it_is_not_enabled_nothing_of_it_is_imported(tmp_path: Path) -> None:
     flags = configuration(tmp_path / "config.toml", "http://127.0.0.1:4317", enabled=False)
     with serving(*flags) as served:
