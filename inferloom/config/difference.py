@@ -8,10 +8,11 @@ from typing import Any, Literal
 import msgspec
 
 from inferloom.config.changing import OF_THE_NAME
-from inferloom.config.editing import REDACTED
 from inferloom.config.lines import Path
 from inferloom.config.problems import dotted
 from inferloom.config.schema import Config, ModelConfig
+
+REDACTED = "<redacted>"  # in place of a secret
 
 Effect = Literal["now", "reload", "restart", "added", "removed"]
 

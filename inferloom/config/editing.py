@@ -13,6 +13,7 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable, Item
 
 from inferloom.config.decoding import fields_of
+from inferloom.config.difference import REDACTED
 from inferloom.config.drivers import OPTIONS
 from inferloom.config.lines import Path
 from inferloom.config.loading import load, loads, read_text
@@ -23,7 +24,6 @@ from inferloom.config.values import coerce, split_path, type_at
 from inferloom.config.writing import changing, replace
 from inferloom.errors import ConfigError
 
-REDACTED = "<redacted>"
 _NORMALISED = ("type", "device", "dtype", "activation_dtype")  # keys that are read in another spelling
 _COMMENTED_KEYS = re.compile(r"(#.*\bapi_keys\b\s*=).*")
 
