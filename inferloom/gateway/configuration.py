@@ -96,8 +96,10 @@ class Configuration:
                 events.configured(name, change)  # type: ignore[arg-type]
         later = [one.key for one in found if one.effect == "restart"]
         rest = f"; the server must be started again for {', '.join(later)}" if later else ""
-        logger.info("%d changes of %s hold now%s", len(found) - len(later), self.file.path, rest)
-        events.read("applied", f"{len(found) - len(later)} changes hold now{rest}")
+        count = len(found) - len(later)
+        told = f"{'1 change holds' if count == 1 else f'{count} changes hold'} now{rest}"
+        logger.info("%s: %s", self.file.path, told)
+        events.read("applied", told)
 
     async def watch(self, *, seconds: float = 1.0) -> None:
         """Apply the file whenever it was written, until cancelled. It is read once it has stayed the same for `seconds`, so
