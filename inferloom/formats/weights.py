@@ -8,6 +8,7 @@ import mmap
 import os
 import pickle
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,9 @@ _DTYPES = {
     "F32": torch.float32, "F64": torch.float64, "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
-_PIECE = 64 << 20  # bytes that are unmapped at a time
+_PIECE = 64 << 20  # bytes that are mapped or unmapped at a time
+_POPULATE_READ = 22  # linux/mman.h, Linux 5.14
+_SLOW = 0.1  # seconds for a piece: it came from the disk, where what is needed first should come first
 _UNMAPPERS = 3  # threads that help; more would wait for each other
 _mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # of this process
 _madvise = ctypes.CDLL(None).madvise
@@ -113,6 +116,17 @@ def open_weights(checkpoint: Checkpoint) -> Weights:
     return Weights(tensors, files)
 
 
+def _enter_pages(mapping: mmap.mmap) -> None:
+    """Have the page tables filled while the model is built, for what is in memory already: else its first pass does it, page
+    by page. Runs in a thread; kernels that do not know how leave it to the first pass."""
+    start = np.frombuffer(mapping, np.uint8).ctypes.data
+    for offset in range(0, len(mapping), _PIECE):
+        began = time.monotonic()
+        failed = _madvise(start + offset, min(_PIECE, len(mapping) - offset), _POPULATE_READ)
+        if failed or time.monotonic() - began > _SLOW:
+            return
+
+
 def unmap_pages() -> None:
     """Take the pages of all weights out of this process's memory, on several processors, for one that is about to end.
 
@@ -162,6 +176,8 @@ def _mapped(file: OpenFile) -> dict[str, torch.Tensor | PackedTensor]:
     ):  # what is read from the disk then comes in huge pages, where they are to be had
         with contextlib.suppress(OSError):
             mapping.madvise(mmap.MADV_HUGEPAGE)
+    if file.size >= _PIECE:
+        threading.Thread(target=_enter_pages, args=(mapping,), daemon=True).start()
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*not writable.*"

@@ -25,6 +25,10 @@ log = logging.getLogger("inferloom.runners")
 
 _MIB = 1 << 20
 _UNKNOWN_WORKSPACE = 64 * _MIB
+_MOST_KNOWN = 256
+_known: dict[
+    tuple[str, bytes, int], Footprint
+] = {}  # by the files as they were, the configuration, and the bytes for pages
 _TEXTS = frozenset({".json", ".jinja", ".txt", ".model"})
 
 
@@ -64,9 +68,24 @@ async def files_of(
 async def footprint_and_fingerprint(
     model: ModelConfig, files: Files, *, most_kv: int
 ) -> tuple[Footprint, str | None]:
-    return await asyncio.to_thread(
-        lambda: (model_footprint(model, files, most_kv=most_kv), files.fingerprint())
-    )
+    return await asyncio.to_thread(_footprint_and_fingerprint, model, files, most_kv)
+
+
+def _footprint_and_fingerprint(
+    model: ModelConfig, files: Files, most_kv: int
+) -> tuple[Footprint, str | None]:
+    # the fingerprint first: of files that change in between, the older one
+    fingerprint = files.fingerprint()
+    if fingerprint is None:
+        return model_footprint(model, files, most_kv=most_kv), None
+    key = (fingerprint, msgspec.json.encode(model), most_kv)
+    found = _known.get(key)
+    if found is None:
+        found = model_footprint(model, files, most_kv=most_kv)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = found
+    return found, fingerprint
 
 
 def model_footprint(model: ModelConfig, files: Files, *, most_kv: int) -> Footprint:
