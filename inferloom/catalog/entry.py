@@ -183,7 +183,7 @@ class Entry:
                 retry_after=refusal.retry_after,
             )
         raise ModelUnavailable(
-            f"the model {self.id} must be loaded first, which takes longer than the {seconds:.1f} s that there are for it",
+            f"the model {self.id} must be loaded first, which takes longer than the {seconds:.3g} s that there are for it",
             retry_after=refusal.retry_after,
         )
 

@@ -67,7 +67,12 @@ def _expiry(row: ModelRow) -> str:
 
 
 def _why(row: ModelRow) -> str:
-    return "; ".join(part for part in ("pinned" if row.pinned else "", row.reason) if part)
+    return "; ".join(part for part in ("pinned" if row.pinned else "", in_a_line(row.reason)) if part)
+
+
+def in_a_line(reason: str) -> str:
+    """A reason as a table has it, without the lines that follow: who holds which memory."""
+    return reason.partition("\n")[0].removesuffix("; held by (MiB):")
 
 
 def remaining(seconds: float) -> str:

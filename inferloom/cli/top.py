@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inferloom.cli.listing import human_bytes, remaining
+from inferloom.cli.listing import human_bytes, in_a_line, remaining
 from inferloom.cli.models import server
 from inferloom.cli.options import Json, Url
 from inferloom.cli.printing import print_json, rows_of
@@ -72,7 +72,7 @@ def cells(line: Line) -> tuple[str, ...]:
         str(line.running or ""),
         str(line.waiting or ""),
         remaining(line.expires_at - time.time()) if line.expires_at is not None else "",
-        "; ".join(part for part in ("pinned" if line.pinned else "", line.why) if part),
+        "; ".join(part for part in ("pinned" if line.pinned else "", in_a_line(line.why)) if part),
     )
 
 

@@ -61,7 +61,11 @@ def test_models_show_memory_expiry_and_why(serve: Serve, capsys: pytest.CaptureF
             "expires_at": time.time() + 290,
             "pinned": True,
         },
-        "vectors": {"status": "internal_error", "state": "failed", "reason": "the file is damaged"},
+        "vectors": {
+            "status": "internal_error",
+            "state": "failed",
+            "reason": "the file is damaged\nin line 3",
+        },
     }
     serve(StandIn(cards=cards))
     assert status("models") == 0
@@ -74,7 +78,7 @@ def test_models_show_memory_expiry_and_why(serve: Serve, capsys: pytest.CaptureF
     assert status("models", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert [card["id"] for card in shown] == ["org/small", "vectors"]
-    assert shown[1]["reason"] == "the file is damaged"
+    assert shown[1]["reason"] == "the file is damaged\nin line 3"
 
 
 def test_a_model_that_loads_shows_how_far_it_is(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,10 @@ def test_why_is_the_models_reason_or_what_an_event_said() -> None:
     found = lines([failed, gone], Counters(1.0), None, {"a": "evicted", "b": "evicted: c needed room"})
     assert [line.why for line in found] == ["no such file", "evicted: c needed room"]
     assert cells(found[0])[-1] == "no such file"
+    full = lines(
+        [ModelRow(id="a", reason="out of memory: a needs 9; held by (MiB):\nb 7")], Counters(1.0), None
+    )
+    assert cells(full[0])[-1] == "out of memory: a needs 9"  # a line of the table is a line
 
 
 def test_events_say_why_a_model_left_until_it_loads_again() -> None:
