@@ -21,9 +21,8 @@ _HUGE = 2 << 20
 _LEAST = 64 << 20  # bytes of a file that is worth it
 _SAMPLES = 32
 _SCATTERED = 0.15  # of the extents: they stay small where the kernel had no huge page for them
-_SLOWEST = (
-    256 << 20
-)  # bytes a second that a disk must bring: else reading again takes longer than loads will ever gain
+# bytes a second that a disk must bring: else reading again takes longer than loads will ever gain
+_SLOWEST = 256 << 20
 _START = 0.2  # seconds in which it need not have brought anything yet
 _PIECE = 16  # extents that are dropped and read again at a time: nobody misses more of the file than that
 _TRIES = 2  # its read-ahead sometimes brings the next ones in small pages all the same

@@ -13,8 +13,9 @@ from inferloom.errors import InferloomError, InvalidRequest
 from inferloom.gateway.call import CLIENT_LEFT, Call, encode
 from inferloom.gateway.exchange import ClientLeft, Exchange
 from inferloom.gateway.generation import STREAM_HEADERS
+from inferloom.gateway.models import model_now
 from inferloom.gateway.service import Service
-from inferloom.gateway.wire.events import ModelNow, Snapshot, StreamEnd
+from inferloom.gateway.wire.events import Snapshot, StreamEnd
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
@@ -81,24 +82,8 @@ def _wanted(service: Service, call: Call) -> list[Entry] | None:
 
 
 def _snapshot(service: Service, entries: list[Entry]) -> Snapshot:
-    now = time.time()
-    behind = now - time.monotonic()
-    models = []
-    for entry in entries:
-        status = service.catalog.status(entry.id)
-        models.append(
-            ModelNow(
-                id=entry.id,
-                status=status.word,
-                state=str(status.state),
-                since=round(status.since + behind, 3),
-                stage=status.stage,
-                fraction=status.fraction,
-                detail=status.detail,
-                reason=status.reason,
-            )
-        )
-    return Snapshot(time=now, models=models)
+    models = [model_now(service.catalog.status(entry.id), entry.id) for entry in entries]
+    return Snapshot(time=time.time(), models=models)
 
 
 def _event_frame(event: Event) -> bytes:

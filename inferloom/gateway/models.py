@@ -6,12 +6,20 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
 from inferloom.errors import ModelNotFound
 from inferloom.gateway.call import Call
 from inferloom.gateway.service import Service
-from inferloom.gateway.wire.models import LastLoad, MemoryBytes, ModelDetails, ModelList, ModelObject
+from inferloom.gateway.wire.models import (
+    LastLoad,
+    MemoryBytes,
+    ModelDetails,
+    ModelList,
+    ModelNow,
+    ModelObject,
+)
 
 if TYPE_CHECKING:
     from inferloom.catalog.catalog import Entry
@@ -64,19 +72,12 @@ def details(service: Service, entry: Entry, asked: str) -> ModelDetails:
     unix = time.time() - now
     held = status.bytes
     return ModelDetails(
-        id=asked,
+        **msgspec.structs.asdict(model_now(status, asked)),
         created=int(entry.created),
         root=_root(entry),
         name=entry.id,
         aliases=list(entry.aliases),
         default=entry is service.catalog.default,
-        status=status.word,
-        state=str(status.state),
-        since=round(status.since + unix, 3),
-        stage=status.stage,
-        fraction=status.fraction,
-        detail=status.detail,
-        reason=status.reason,
         retry_after=None if status.retry_at is None else max(0.0, round(status.retry_at - now, 3)),
         bytes=None if held is None else _memory(held),
         leases=status.leases,
@@ -109,6 +110,20 @@ def details(service: Service, entry: Entry, asked: str) -> ModelDetails:
         weight_bytes=card.weight_bytes if card else None,
         kv_bytes=card.kv_bytes if card else None,
         kv_dtype=(card.kv_dtype or None) if card else None,
+    )
+
+
+def model_now(status: ModelStatus, name: str) -> ModelNow:
+    """How a model is, under that name."""
+    return ModelNow(
+        id=name,
+        status=status.word,
+        state=str(status.state),
+        since=round(status.since + time.time() - time.monotonic(), 3),
+        stage=status.stage,
+        fraction=status.fraction,
+        detail=status.detail,
+        reason=status.reason,
     )
 
 

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from inferloom.catalog.admission import (
     TERMS,
+    Decision,
     Policy,
     Waiting,
     expected_waits,
@@ -65,6 +66,11 @@ def snapshots(draw: st.DrawFn) -> tuple[list[Waiting], list[Resident], int]:
     return waiting, residents, draw(st.integers(0, 40))
 
 
+def chosen_of(decision: Decision, waiting: list[Waiting]) -> Waiting:
+    (chosen,) = (one for one in waiting if one.model == decision.model)
+    return chosen
+
+
 def yields_for(one: Waiting, residents: list[Resident], free: int) -> bool:
     """Whether there is room for it once every lease has ended."""
     able = [r for r in residents if not r.pinned]
@@ -79,7 +85,7 @@ def test_a_decision_makes_room_and_ends_nobody_pinned(
     decision = next_load(waiting, residents, free=free, policy=policy)
     if decision is None:
         return
-    (chosen,) = (one for one in waiting if one.model == decision.model)
+    chosen = chosen_of(decision, waiting)
     assert free + sum(victim.bytes for victim in decision.victims) >= chosen.need_bytes
     assert all(victim.resident in residents and not victim.resident.pinned for victim in decision.victims)
     leased = {r.id for r in residents if r.leased}
@@ -96,7 +102,7 @@ def test_whoever_can_be_loaded_at_once_is_unless_somebody_has_waited_too_long(
     patience = patience_secs(waiting, policy=policy)
     if any(victims(residents, need=one.need_bytes, free=free) is not None for one in waiting):
         assert decision is not None
-        (chosen,) = (one for one in waiting if one.model == decision.model)
+        chosen = chosen_of(decision, waiting)
         assert decision.ready or chosen.oldest_secs >= patience
 
 
@@ -110,7 +116,7 @@ def test_who_has_waited_too_long_is_next_and_the_longest_waiting_first(
     if late:
         decision = next_load(waiting, residents, free=free, policy=policy)
         assert decision is not None
-        (chosen,) = (one for one in waiting if one.model == decision.model)
+        chosen = chosen_of(decision, waiting)
         assert chosen.oldest_secs == max(one.oldest_secs for one in late)
 
 
@@ -122,7 +128,7 @@ def test_nobody_yields_before_its_quantum_to_who_has_not_waited_too_long(
     decision = next_load(waiting, residents, free=free, policy=policy)
     if decision is None:
         return
-    (chosen,) = (one for one in waiting if one.model == decision.model)
+    chosen = chosen_of(decision, waiting)
     if chosen.oldest_secs < patience_secs(waiting, policy=policy):
         for victim in decision.victims:
             served = victim.resident.served_secs >= TERMS[policy].quantum * victim.resident.reload_secs

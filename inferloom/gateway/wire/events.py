@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-
-class ModelNow(msgspec.Struct, kw_only=True):
-    """A model as it is when the stream begins. `since` is Unix time."""
-
-    id: str
-    status: str
-    state: str
-    since: float
-    stage: str | None = None
-    fraction: float | None = None
-    detail: str = ""
-    reason: str | None = None
+from inferloom.gateway.wire.models import ModelNow
 
 
 class Snapshot(msgspec.Struct, kw_only=True):

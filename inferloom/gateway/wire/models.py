@@ -11,8 +11,6 @@ from inferloom.gateway.wire.errors import ErrorBody
 from inferloom.gateway.wire.keeping import KeepAlive
 from inferloom.gateway.wire.patience import TimeoutSecs
 
-StatusWord = Literal["loaded", "unloaded", "reloading", "not_found", "no_loader_config", "internal_error"]
-
 
 class ModelObject(msgspec.Struct, kw_only=True):
     """An entry of the listing. The entry `default` has no status; its `root` is the model it stands for."""
@@ -49,17 +47,10 @@ class LastLoad(msgspec.Struct, kw_only=True):
     stages: dict[str, float]
 
 
-class ModelDetails(msgspec.Struct, kw_only=True):
-    """`GET /v1/models/{id}`. What only a loaded model knows is null until it was loaded once. Times are Unix times."""
+class ModelNow(msgspec.Struct, kw_only=True):
+    """How a model is: `since` when, in Unix time, and how far its load is."""
 
     id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["local"] = "local"
-    root: str
-    name: str
-    aliases: list[str]
-    default: bool
     status: str
     state: str
     since: float
@@ -67,6 +58,18 @@ class ModelDetails(msgspec.Struct, kw_only=True):
     fraction: float | None = None
     detail: str = ""
     reason: str | None = None
+
+
+class ModelDetails(ModelNow, kw_only=True):
+    """`GET /v1/models/{id}`. What only a loaded model knows is null until it was loaded once. Times are Unix times."""
+
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["local"] = "local"
+    root: str
+    name: str
+    aliases: list[str]
+    default: bool
     retry_after: float | None = None
     bytes: MemoryBytes | None = None  # of a model in memory
     leases: int = 0  # requests that hold it
