@@ -65,9 +65,8 @@ async def apply(
     changing += [(name, catalog.remove(name)) for name in going]
     await asyncio.gather(*(_attempt(failed, name, work) for name, work in changing))
     for model, keys in changes.changed:
-        if isinstance(
-            failed.get(model.name), ConfigError
-        ):  # a name that another one had, which has changed now
+        # a name that another one had, which has changed now
+        if isinstance(failed.get(model.name), ConfigError):
             await _attempt(failed, model.name, _change(catalog, model, keys))
     for model in changes.added:
         keys = differing(catalog.resolve(model.name).config, model) if model.name in _ids(catalog) else {}
