@@ -9,10 +9,12 @@ STARTING = 0.1  # seconds, likewise
 
 
 def load_secs(report: LoadReport | None, bytes_: int) -> float:
-    """Of the next load. `report`: of the last one, whose preparation of files need not be done again."""
+    """Of the next load. `report`: of the last one, whose preparation of files need not be done again; nor has the next one to
+    wait for the forkserver's own start, as the first may have had."""
     if report is None:
         return STARTING + bytes_ / READING
-    return max(0.0, report.seconds - report.stages.get("pack", 0.0))
+    once = report.stages.get("pack", 0.0) + report.stages.get("start", 0.0)
+    return max(0.0, report.seconds - once)
 
 
 def remaining_secs(report: LoadReport | None, elapsed: float) -> float:

@@ -243,11 +243,14 @@ class LocalRunner(ModelRunner):
                     draft=files.draft,
                     **await self._kept.found(files.checkpoint, files.draft),
                 )
+            begun = time.monotonic()
             self._process = await self._pool.spawn(job, on_message=self._on_message, on_exit=self._on_exit)
+            started = time.monotonic() - begun
             done, _ = await asyncio.wait({ready, codec_task}, return_when=asyncio.FIRST_EXCEPTION)
             for one in done:
                 one.result()
-            return ready.result(), codec_task.result()
+            told: Ready = ready.result()
+            return msgspec.structs.replace(told, stages={"start": started, **told.stages}), codec_task.result()
         finally:
             codec_task.cancel()
             ready.cancel()
