@@ -342,6 +342,7 @@ async def test_the_forkserver_has_a_session_of_its_own(pool: WorkerPool) -> None
 def test_worker_threads_spin_shortly_unless_the_operator_says_otherwise() -> None:
     assert forkserver_environment({"A": "b"}) == {
         "A": "b",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "OPENBLAS_NUM_THREADS": "1",
         "GOMP_SPINCOUNT": "1000",
     }
