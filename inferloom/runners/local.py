@@ -250,7 +250,9 @@ class LocalRunner(ModelRunner):
             for one in done:
                 one.result()
             told: Ready = ready.result()
-            return msgspec.structs.replace(told, stages={"start": started, **told.stages}), codec_task.result()
+            return msgspec.structs.replace(
+                told, stages={"start": started, **told.stages}
+            ), codec_task.result()
         finally:
             codec_task.cancel()
             ready.cancel()

@@ -90,7 +90,7 @@ def test_a_wrong_file_is_told_with_its_line_and_nothing_changes(server: Served, 
 def test_a_hangup_reads_the_file_again(server: Served, file: Path) -> None:
     file.write_text(model("a", SLOW, rate=15) + model("b", "new"))
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for("changes of ")
+    server.wait_for("1 change holds now")
     assert said(server, "b") == "new"
     file.write_text("nonsense")
     server.process.send_signal(signal.SIGHUP)
@@ -120,5 +120,5 @@ def test_a_watched_file_is_applied_when_it_was_written(file: Path) -> None:
     file.write_text("[server]\nwatch_config = true\n" + file.read_text())
     with serving("--config", str(file)) as served:
         file.write_text(file.read_text().replace('"old"', '"new"'))
-        served.wait_for("changes of ")
+        served.wait_for("1 change holds now")
         wait_until(lambda: said(served, "b") == "new")
