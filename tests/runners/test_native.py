@@ -75,7 +75,7 @@ async def read(handle: RunHandle) -> list[TokenChunk]:
 async def test_a_load_tells_the_seconds_of_its_stages(pool: WorkerPool, checkpoint: Checkpoint) -> None:
     runner = LocalRunner(model(checkpoint), pool, kv_budget_bytes=32 << 20)
     report = await runner.load_weights(None, WeightSource(source=checkpoint.folder))
-    assert list(report.stages) == ["pack", "map", "allocate", "warm"]
+    assert list(report.stages) == ["pack", "start", "map", "allocate", "warm"]
     assert all(seconds >= 0 for seconds in report.stages.values())
     assert sum(report.stages.values()) <= report.seconds
     await runner.close()
