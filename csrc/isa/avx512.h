@@ -19,7 +19,6 @@ struct Simd {
   static constexpr int kRowTile = 3;  // tokens, and
   static constexpr int kRowBand = 8;  // rows, that a row-major linear computes together
   static constexpr bool kByteDot = false;
-  static constexpr bool kBf16Dot = false;
 
   // Memory. The forms with a count touch the first `n` (0 … 16) elements alone; lanes past them read as zero.
   SIMD_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }

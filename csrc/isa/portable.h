@@ -19,7 +19,6 @@ struct Simd {
   static constexpr int kRowTile = 2;  // tokens, and
   static constexpr int kRowBand = 4;  // rows, that a row-major linear computes together
   static constexpr bool kByteDot = false;  // an instruction for `dot`
-  static constexpr bool kBf16Dot = false;  // an instruction for `bf16_dot`
 
   // Memory. The forms with a count touch the first `n` (0 … 16) elements alone; lanes past them read as zero.
   SIMD_INLINE F load(const float* p) { F v; std::memcpy(&v, p, 64); return v; }

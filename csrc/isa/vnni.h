@@ -9,7 +9,6 @@ struct Simd : avx512::Simd {
   using N = B;
 
   static constexpr bool kByteDot = true;
-  static constexpr bool kBf16Dot = true;
 
   SIMD_INLINE void store_bf16(uint16_t* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
@@ -21,24 +20,6 @@ struct Simd : avx512::Simd {
   }
   SIMD_INLINE F bf16_dot(F acc, H a, H b) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a.pairs), reinterpret_cast<__m512bh>(b.pairs));
-  }
-
-  // Quarters of a vector: four pairs, or four floats.
-  SIMD_INLINE H repeat_quarter(const void* p) { return {_mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)))}; }
-  SIMD_INLINE void transpose_quarters(H (&v)[4]) {
-    const __m512i a = _mm512_shuffle_i32x4(v[0].pairs, v[1].pairs, 0x44), b = _mm512_shuffle_i32x4(v[0].pairs, v[1].pairs, 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(v[2].pairs, v[3].pairs, 0x44), d = _mm512_shuffle_i32x4(v[2].pairs, v[3].pairs, 0xee);
-    v[0].pairs = _mm512_shuffle_i32x4(a, c, 0x88);
-    v[1].pairs = _mm512_shuffle_i32x4(a, c, 0xdd);
-    v[2].pairs = _mm512_shuffle_i32x4(b, d, 0x88);
-    v[3].pairs = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-  // Lane 4 i + v is the sum of the i-th quarter of the v-th vector.
-  SIMD_INLINE F sum_quarters(F a, F b, F c, F d) {
-    const F ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const F cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
-    return add(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
   }
 
   SIMD_INLINE B bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }

@@ -8,23 +8,19 @@
 
 namespace inferloom {
 
-// Weights are asked for this far ahead, into the second level: its queue of misses is longer than the first level's. One token, two
-// threads on Zen 4, GB/s: 35 so, 25 with the first level as the destination; 5 … 24 KB are alike.
-constexpr int kAhead = 5120;
-
-template <class S, int LINES>
+template <class S, int LINES, int AHEAD>
 SIMD_INLINE void prefetch_lines(const uint8_t* p) {
 #pragma GCC unroll 16
-  for (int i = 0; i < LINES; ++i) S::prefetch_far(p + kAhead + 64 * i);
+  for (int i = 0; i < LINES; ++i) S::prefetch_far(p + AHEAD + 64 * i);
 }
 
 // Group g of a block of sixteen rows.
-template <class S, bool ZERO>
+template <class S, int T, bool ZERO>
 SIMD_INLINE typename S::F unpack_levels(const uint8_t* rows, int g, typename S::N (&n)[8]) {
   const uint8_t* pair = rows + g / 2 * 576;
   const uint8_t* quads = pair + g % 2 * 256;
   const auto* halves = reinterpret_cast<const uint16_t*>(pair + 512 + g % 2 * 32);
-  if (g % 2 == 0) prefetch_lines<S, 9>(pair);
+  if (g % 2 == 0) prefetch_lines<S, 9, ahead_of(T, 1)>(pair);
   const auto zero = ZERO ? S::low_six(halves) : S::set_int(0x01010101 * kSymmetricZero);
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) S::levels(quads + 64 * v, zero, n[v], n[v + 4]);
@@ -64,7 +60,7 @@ void levels_rows(const uint8_t* rows, int groups, int span, const uint8_t* panel
     for (int t = 0; t < T; ++t) part[t] = S::zero();
     for (; g < end; ++g, panel += 36 * T) {
       typename S::N n[8];
-      const auto scale = unpack_levels<S, ZERO>(rows, g, n);
+      const auto scale = unpack_levels<S, T, ZERO>(rows, g, n);
       add_group<S, T>(n, scale, panel, part);
     }
 #pragma GCC unroll 16
@@ -117,7 +113,7 @@ void levels_few(const uint8_t* rows, int groups, int span, const uint8_t* panel,
   };
   const uint8_t* step_end = panel + 36 * span * T;  // the group of activations ends there, with its scales
   for (int g = 0; g < groups; g += 2, rows += 576) {
-    prefetch_lines<S, 9>(rows);
+    prefetch_lines<S, 9, ahead_of(T, 1)>(rows);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       const auto* halves = reinterpret_cast<const uint16_t*>(rows + 512 + 32 * i);

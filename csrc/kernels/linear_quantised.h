@@ -12,7 +12,7 @@ void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) acc[t] = S::zero();
   for (int g = 0; g < groups; ++g, w += 320, panel += 40 * T) {
-    prefetch_lines<S, 5>(w);
+    prefetch_lines<S, 5, ahead_of(T, 2)>(w);
     typename S::N n[8];
     for (int v = 0; v < 4; ++v) S::nibbles(w + 64 * v, n[v], n[v + 4]);
     const auto scale = S::load_f16(reinterpret_cast<const uint16_t*>(w + 256));
@@ -51,9 +51,9 @@ void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float*
   for (int g = 0; g < groups; ++g, panel += 40 * T) {
     const uint8_t* quads = ROW ? w + 512 * static_cast<int64_t>(g) : w + g / 2 * 1088 + g % 2 * 512;
     if constexpr (ROW)
-      prefetch_lines<S, 8>(quads);
+      prefetch_lines<S, 8, ahead_of(T, 4)>(quads);
     else
-      prefetch_lines<S, 9>(quads);
+      prefetch_lines<S, 9, ahead_of(T, 4)>(quads);
     typename S::B b[8];
     for (int v = 0; v < 8; ++v) b[v] = S::bytes(quads + 64 * v);
     const auto* x = reinterpret_cast<const int8_t*>(panel);
@@ -106,7 +106,7 @@ void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const fl
     for (int q = 0; q < 32; q += C) {
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c, w += 64, x += 4 * T) {
-        S::prefetch_far(w + kAhead);
+        S::prefetch_far(w + ahead_of(T, 4));
         const auto b = S::bytes(w);
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t) d[t][c] = S::dot(d[t][c], b, x + 4 * t);
