@@ -250,9 +250,10 @@ class LocalRunner(ModelRunner):
             for one in done:
                 one.result()
             told: Ready = ready.result()
-            return msgspec.structs.replace(
-                told, stages={"start": started, **told.stages}
-            ), codec_task.result()
+            # its own stages may have begun before we were told that it is there
+            started = min(started, max(0.0, time.monotonic() - begun - sum(told.stages.values())))
+            told = msgspec.structs.replace(told, stages={"start": started, **told.stages})
+            return told, codec_task.result()
         finally:
             codec_task.cancel()
             ready.cancel()
