@@ -11,7 +11,6 @@
 
 namespace inferloom {
 
-
 template <class S>
 struct Bfloat16Rows {
   using Element = uint16_t;

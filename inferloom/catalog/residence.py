@@ -132,13 +132,15 @@ class Residence:
             return None
         kinds = self._around.arbiter.ledger.of(self.reservation)
         measured = self._measured.bytes
+        expected = kinds.weights + (self.footprint.idle if self.footprint is not None else kinds.workspace)
         return ModelBytes(
             weights=kinds.weights,
             kv=kinds.kv,
             workspace=kinds.workspace,
             estimate=kinds.total,
+            expected=expected,
             measured=measured,
-            error=measured / kinds.total - 1 if measured is not None and kinds.total else None,
+            error=measured / expected - 1 if measured is not None and expected else None,
         )
 
     @property

@@ -137,6 +137,7 @@ def _memory(held: ModelBytes) -> MemoryBytes:
         kv=held.kv,
         workspace=held.workspace,
         estimate=held.estimate,
+        expected=held.expected,
         measured=held.measured,
         error=None if held.error is None else round(held.error, 4),
     )

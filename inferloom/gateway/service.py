@@ -203,7 +203,7 @@ def _with_memory(row: ModelRow, held: ModelBytes) -> ModelRow:
     return msgspec.structs.replace(
         row,
         held_bytes={"weights": held.weights, "kv": held.kv, "workspace": held.workspace},
-        estimated_bytes=held.estimate,
+        estimated_bytes=held.expected,
         measured_bytes=held.measured,
         estimate_error=held.error,
     )

@@ -222,7 +222,7 @@ async def test_measured_bytes_stand_beside_the_estimate(catalogs: Open) -> None:
     held = catalog.status("a").bytes
     assert held is not None and held.measured is not None and held.error is not None
     assert held.estimate <= held.measured <= 1.05 * held.estimate + 32 * MIB
-    assert held.error == pytest.approx(held.measured / held.estimate - 1)
+    assert held.error == pytest.approx(held.measured / held.expected - 1)
     status = await catalog.unload("a")
     assert status.bytes is None
     assert status.freed_bytes is not None and status.freed_bytes >= 96 * MIB

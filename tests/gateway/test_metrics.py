@@ -164,7 +164,7 @@ async def test_the_wait_for_a_model_is_timed(workers):
 
 async def test_bytes_are_shown_by_kind_beside_what_was_measured(gateway):
     gateway.catalog.default.status.bytes = ModelBytes(
-        weights=600, kv=300, workspace=100, estimate=1000, measured=1040, error=0.04
+        weights=600, kv=300, workspace=100, estimate=1000, expected=1000, measured=1040, error=0.04
     )
     found = await shown(gateway)
     assert at(found, "inferloom_model_bytes", model="talker", kind="weights") == 600

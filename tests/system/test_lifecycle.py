@@ -33,7 +33,7 @@ def test_an_unloaded_model_is_loaded_by_the_next_chat(starters: Served) -> None:
     workers = len(gateway_of(starters).children)
     unloaded = change(starters, "unload", "smollm2")
     assert (unloaded["status"], unloaded["state"]) == ("unloaded", "unloaded")
-    assert unloaded["freed_bytes"] > 50 << 20
+    assert unloaded["freed_bytes"] > 20 << 20  # a proportional size: other servers may map the same weights
     # it is said only after the process is gone
     assert len(gateway_of(starters).children) == workers - 1
     assert change(starters, "status", "smollm2")["status"] == "unloaded"

@@ -30,14 +30,16 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class MemoryBytes(msgspec.Struct, kw_only=True):
-    """What the ledger holds for a model in memory (`estimate` is the sum), and the PSS of its process after the load."""
+    """What the ledger holds for a model in memory (`estimate` is the sum), the part of it that is `expected`
+    to be there before the first request, and the PSS of its process after the load."""
 
     weights: int
     kv: int
     workspace: int
     estimate: int
+    expected: int
     measured: int | None
-    error: float | None  # measured / estimate - 1
+    error: float | None  # measured / expected - 1
 
 
 class LastLoad(msgspec.Struct, kw_only=True):
