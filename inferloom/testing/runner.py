@@ -44,7 +44,8 @@ async def answers(runner: ModelRunner, model: str) -> None:
     _check_choice(chunks, 0)
     usage = _usage(chunks)
     assert usage.prompt_tokens > 0, "usage counts the prompt's tokens"
-    assert 0 < usage.completion_tokens <= 8, "usage counts the answer's tokens, and max_tokens bounds them"
+    said = any(chunk.text for chunk in chunks)  # a model may end at once
+    assert said <= usage.completion_tokens <= 8, "usage counts the answer's tokens, and max_tokens bounds them"
     assert await handle.take() == [], "after the end take() gives an empty list"
 
 
