@@ -64,7 +64,7 @@ class ModelBytes(msgspec.Struct, frozen=True, kw_only=True):
     kv: int = 0
     workspace: int = 0
     estimate: int = 0  # the sum of the three
-    expected: int = 0  # of them, what is there before the first request: the weights, and the workspace of an idle worker
+    expected: int = 0  # of them, what is there before the first request: weights, and an idle worker
     measured: int | None = None  # PSS
     error: float | None = None  # measured / expected - 1
 

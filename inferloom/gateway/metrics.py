@@ -66,7 +66,10 @@ _GAUGES = {
 }
 
 _MEMORY = {
-    "estimated_bytes": ("inferloom_model_estimated_bytes", "Bytes it was expected to take before its first request."),
+    "estimated_bytes": (
+        "inferloom_model_estimated_bytes",
+        "Bytes it was expected to take before its first request.",
+    ),
     "measured_bytes": ("inferloom_model_measured_bytes", "Bytes (PSS) of its process after its load."),
     "estimate_error": ("inferloom_model_estimate_error_ratio", "Measured by expected bytes, less one."),
 }

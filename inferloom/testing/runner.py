@@ -45,7 +45,9 @@ async def answers(runner: ModelRunner, model: str) -> None:
     usage = _usage(chunks)
     assert usage.prompt_tokens > 0, "usage counts the prompt's tokens"
     said = any(chunk.text for chunk in chunks)  # a model may end at once
-    assert said <= usage.completion_tokens <= 8, "usage counts the answer's tokens, and max_tokens bounds them"
+    assert said <= usage.completion_tokens <= 8, (
+        "usage counts the answer's tokens, and max_tokens bounds them"
+    )
     assert await handle.take() == [], "after the end take() gives an empty list"
 
 

@@ -215,7 +215,9 @@ def test_loads_are_traces_of_their_own_and_requests_link_to_them(
     (load,) = [one for one in loads if (one.id,) == spans["load"].links]
     assert load.parent == ""
     stages = {name: value for name, value in load.attributes.items() if name.startswith("inferloom.load.")}
-    assert {f"inferloom.load.{stage}_seconds" for stage in ("open", "pack", "room", "start", "map")} == set(stages)
+    assert {f"inferloom.load.{stage}_seconds" for stage in ("open", "pack", "room", "start", "map")} == set(
+        stages
+    )
     assert stages["inferloom.load.map_seconds"] > 0.4
     others = {name: value for name, value in load.attributes.items() if name not in stages}
     assert others == {"gen_ai.request.model": "slow", "inferloom.model.state": "ready"}
