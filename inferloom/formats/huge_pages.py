@@ -20,6 +20,7 @@ from resource import RUSAGE_THREAD, getrusage
 _HUGE = 2 << 20
 _LEAST = 64 << 20  # bytes of a file that is worth it
 _SAMPLES = 32
+_GOLDEN = 0.6180339887  # its multiples' fractions are spread evenly, and with no period
 _SCATTERED = 0.15  # of the extents: they stay small where the kernel had no huge page for them
 # bytes a second that a disk must bring: else reading again takes longer than loads will ever gain
 _SLOWEST = 256 << 20
@@ -82,7 +83,8 @@ def small_extents(descriptor: int, size: int, extents: Sequence[int] | None = No
 
 def _extents(size: int) -> list[int]:
     count = size // _HUGE
-    return sorted({(2 * place + 1) * count // (2 * _SAMPLES) * _HUGE for place in range(_SAMPLES)})
+    # Not at equal distances: read-ahead leaves small ones at equal distances, too.
+    return sorted({int(place * _GOLDEN % 1 * count) * _HUGE for place in range(_SAMPLES)})
 
 
 def _is_small(mapping: mmap.mmap, offset: int) -> bool:
