@@ -15,12 +15,12 @@ SIMD_INLINE void prefetch_lines(const uint8_t* p) {
 }
 
 // Group g of a block of sixteen rows.
-template <class S, int T, bool ZERO>
+template <class S, bool ZERO>
 SIMD_INLINE typename S::F unpack_levels(const uint8_t* rows, int g, typename S::N (&n)[8]) {
   const uint8_t* pair = rows + g / 2 * 576;
   const uint8_t* quads = pair + g % 2 * 256;
   const auto* halves = reinterpret_cast<const uint16_t*>(pair + 512 + g % 2 * 32);
-  if (g % 2 == 0) prefetch_lines<S, 9, ahead_of(T, 1)>(pair);
+  if (g % 2 == 0) prefetch_lines<S, 9, kFarAhead>(pair);
   const auto zero = ZERO ? S::low_six(halves) : S::set_int(0x01010101 * kSymmetricZero);
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) S::levels(quads + 64 * v, zero, n[v], n[v + 4]);
@@ -60,7 +60,7 @@ void levels_rows(const uint8_t* rows, int groups, int span, const uint8_t* panel
     for (int t = 0; t < T; ++t) part[t] = S::zero();
     for (; g < end; ++g, panel += 36 * T) {
       typename S::N n[8];
-      const auto scale = unpack_levels<S, T, ZERO>(rows, g, n);
+      const auto scale = unpack_levels<S, ZERO>(rows, g, n);
       add_group<S, T>(n, scale, panel, part);
     }
 #pragma GCC unroll 16

@@ -100,7 +100,8 @@ SIMD_INLINE void prefetch_target(const Target& target, const Tile& tile) {
 // Weights are asked for so many bytes ahead, into the second level: its queue of misses is longer than the first level's. Near ahead where
 // `tokens` take so little time that the processor itself reads ahead in a stream (`most`: up to how many that is), which a request for
 // far lines disturbs; far ahead where it does not. One token, two threads on Zen 4, GB/s of 4-bit weights: 57 … 63 so, 41 with 5 KB.
-SIMD_INLINE constexpr int ahead_of(int tokens, int most) { return tokens <= most ? 1024 : 8192; }
+constexpr int kFarAhead = 8192;
+SIMD_INLINE constexpr int ahead_of(int tokens, int most) { return tokens <= most ? 1024 : kFarAhead; }
 
 // The shape of a panel for this weight, without tokens or data.
 template <class S>

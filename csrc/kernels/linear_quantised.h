@@ -12,7 +12,7 @@ void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) acc[t] = S::zero();
   for (int g = 0; g < groups; ++g, w += 320, panel += 40 * T) {
-    prefetch_lines<S, 5, ahead_of(T, 2)>(w);
+    prefetch_lines<S, 5, ahead_of(T, S::kTile > 4 ? 2 : 0)>(w);  // narrow vectors take longer
     typename S::N n[8];
     for (int v = 0; v < 4; ++v) S::nibbles(w + 64 * v, n[v], n[v + 4]);
     const auto scale = S::load_f16(reinterpret_cast<const uint16_t*>(w + 256));

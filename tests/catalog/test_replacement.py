@@ -173,12 +173,18 @@ async def test_a_change_waits_for_one_that_is_still_loading_in_the_place_of_the_
     assert len(catalog.residences()) == 1
 
 
-async def test_a_change_that_is_cancelled_after_the_old_one_went_brings_that_back(
-    catalog: Catalog, pool: WorkerPool
-) -> None:
+async def changing_in_its_place(catalog: Catalog) -> asyncio.Task[ModelStatus]:
+    """A change for which the old model has gone, and whose new one loads for long."""
     await catalog.load("a")
     change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=70, load_secs=30.0)))
     await becomes(lambda: catalog.ledger.used("cpu") == 70 << 20)
+    return change
+
+
+async def test_a_change_that_is_cancelled_after_the_old_one_went_brings_that_back(
+    catalog: Catalog, pool: WorkerPool
+) -> None:
+    change = await changing_in_its_place(catalog)
     change.cancel()
     await asyncio.gather(change, return_exceptions=True)
     assert await answer(catalog) == "old"
@@ -244,9 +250,7 @@ async def test_an_unload_while_the_old_one_makes_room_is_not_undone_by_the_chang
 async def test_an_unload_while_the_successor_loads_in_the_place_of_the_old_brings_neither_back(
     catalog: Catalog, pool: WorkerPool
 ) -> None:
-    await catalog.load("a")
-    change = asyncio.create_task(catalog.change("a", driver=driver("new", weights_mb=70, load_secs=30.0)))
-    await becomes(lambda: catalog.ledger.used("cpu") == 70 << 20)
+    change = await changing_in_its_place(catalog)
     status = await catalog.unload("a")
     with pytest.raises(ModelUnavailable, match="stopped by an unload"):
         await change
