@@ -11,7 +11,7 @@ from factories.checkpoints import make_checkpoint
 from worker_driving import becomes, gone
 
 from inferloom.catalog.catalog import Catalog
-from inferloom.catalog.lifecycle import State, Transition
+from inferloom.catalog.lifecycle import ModelStatus, State, Transition
 from inferloom.config.schema import Config, DriverConfig, ModelConfig, RuntimeConfig
 from inferloom.errors import InferloomError, LoadFailed, ModelUnavailable
 from inferloom.runners.base import ModelRunner
