@@ -99,7 +99,12 @@ class WorkerProcess(asyncio.Protocol):
         os.set_blocking(stderr, False)
         loop.add_reader(stderr, self._read_stderr)
         loop.add_reader(self._pidfd, self._reap)
-        await loop.create_unix_connection(lambda: self, sock=sock)
+        try:
+            await loop.create_unix_connection(lambda: self, sock=sock)
+        except BaseException:
+            # uvloop closes a connection that nobody waits for any more without telling its protocol
+            self._transport, self._connected = None, False
+            raise
 
     # what the gateway does
     def send(self, message: ToWorker) -> None:

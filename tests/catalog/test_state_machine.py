@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+import uvloop
 from factories.checkpoints import make_checkpoint
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -86,7 +87,7 @@ class Ground(msgspec.Struct):
 @pytest.fixture(scope="module", autouse=True)
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("ground") / "tiny", "llama", layers=1)
-    with asyncio.Runner() as loop:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         Lifecycle.ground = Ground(loop, WorkerPool(preload=LIGHT), Path(checkpoint.folder))
         loop.run(Lifecycle.ground.pool.start())
         yield

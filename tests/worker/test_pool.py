@@ -21,6 +21,7 @@ from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import Failed, Stats
 from inferloom.worker.messages.requests import Generate, GetStats, SamplingSpec
 from inferloom.worker.pool import LIGHT, WorkerPool, forkserver_environment
+from inferloom.worker.process import WorkerProcess
 
 ENDLESS = Generate(id=1, prompt=[1], max_tokens=1_000_000_000, sampling=SamplingSpec())
 
@@ -243,6 +244,24 @@ async def test_a_spawn_that_is_given_up_as_it_is_answered_leaves_no_process(
     with pytest.raises(asyncio.CancelledError):
         await spawn
     await becomes(lambda: not pool._pending and not pool._sweepers)
+    assert {pid for pid in children() if not _is_older(pid)} == before
+
+
+async def test_a_spawn_that_is_given_up_as_it_is_connected_ends(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Driven.spawn(pool)
+    before = {worker.pid for worker in pool.workers} | {pool.forkserver_pid}
+    connection_made = WorkerProcess.connection_made
+
+    def cancelling(self: WorkerProcess, transport: asyncio.BaseTransport) -> None:
+        connection_made(self, transport)
+        spawn.cancel()
+
+    monkeypatch.setattr(WorkerProcess, "connection_made", cancelling)
+    spawn = asyncio.create_task(Driven.begin(pool))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(spawn), 10)
     assert {pid for pid in children() if not _is_older(pid)} == before
 
 
