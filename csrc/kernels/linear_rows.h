@@ -46,7 +46,7 @@ struct HalfRows : FloatRows<S> {
 // T tokens, which are the whole panel, times a block's rows, one after the other.
 template <class S, class E, int T>
 void few_product(const Linear& w, int block, const uint8_t* panel, float* out, int64_t out_stride) {
-  constexpr int kChunks = 4;  // 8 KB of a row: of longer ones the first part of every row, then the second
+  constexpr int kChunks = T == 1 ? 16 : 4;  // of a row that is longer the first part of every row comes first, then the second
   constexpr int64_t kColumns = kChunks * kChunkSteps * E::kStep;
   const auto* data = static_cast<const typename E::Element*>(w.data);
   const int64_t K = w.cols;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from inferloom.runners.base import ModelRunner
-from inferloom.worker.memory import pss
+from inferloom.worker.memory import pss, resident
 
 # Until a loaded model is measured: its first request wants the processors, and touches the weights that are to be counted.
 LATER_SECS = 0.5
@@ -16,6 +16,7 @@ class Measured:
 
     def __init__(self) -> None:
         self.bytes: int | None = None
+        self._resident = 0  # bytes, when it was measured
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, runner: ModelRunner) -> None:
@@ -31,8 +32,21 @@ class Measured:
     async def take(self, runner: ModelRunner) -> None:
         """Measure it now. A process that is gone has no bytes."""
         pid = getattr(runner, "pid", None)
+        if pid is not None:
+            self._resident = resident(pid)
         found = None if pid is None else await asyncio.to_thread(pss, pid)
         self.bytes = None if found is None else found.bytes
+
+    async def bring_up_to_date(self, runner: ModelRunner) -> None:
+        """Its bytes now: those measured, and what its resident set has grown by since. The kernel knows that one at once, and
+        walks through all pages for the other (12 ms for a gigabyte)."""
+        if self.bytes is None:
+            await self.take(runner)
+            return
+        pid = getattr(runner, "pid", None)
+        now = 0 if pid is None else resident(pid)
+        if now:
+            self.bytes, self._resident = self.bytes + now - self._resident, now
 
     async def _later(self, runner: ModelRunner) -> None:
         await asyncio.sleep(LATER_SECS)

@@ -398,7 +398,7 @@ class Residence:
                 runner, self.runner = self.runner, None
                 if runner is not None and cause is None:
                     # the kernel counts while the worker writes what it keeps
-                    await asyncio.gather(self._measured.take(runner), runner.spill())
+                    await asyncio.gather(self._measured.bring_up_to_date(runner), runner.spill())
                 elif runner is not None:
                     await runner.spill()
                 self.freed_bytes = self._measured.bytes
