@@ -40,6 +40,7 @@ from processes import INFERLOOM, free_port
 SHAPES = {"0.1B": "smollm2-135m-shape", "0.6B": "qwen3-0.6b-shape", "1.2B": "llama3.2-1b-shape"}
 WIDTHS = ("bf16", "int4")
 SCHEMES = {"bf16": "none", "int4": "int4"}
+SETTLE_SECS = 1.0  # for who was stopped to do what its timers have called for meanwhile
 RELOADS = {f"reload-{size}-{width}": (size, width) for size in SHAPES for width in WIDTHS}
 ROBINS = {f"robin-{width}": width for width in WIDTHS}
 GOAL = 3.0
@@ -142,6 +143,7 @@ def _alone(measure: Measure, others: list[Contender]) -> Measure:
     def one() -> float:
         for other in others:
             other.pause()
+        time.sleep(SETTLE_SECS)
         try:
             return measure()
         finally:
