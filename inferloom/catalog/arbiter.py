@@ -174,7 +174,7 @@ class Arbiter:
     def _serve(self, device: Device) -> set[Residence]:
         """Grant what can be granted and begin to make room; who is to yield."""
         for ask in self.asks(device):
-            error = self.hopeless(device, ask.guest, ask.footprint)
+            error = self.hopeless(device, ask.guest, ask.footprint, insists=ask.guest.insists)
             if error is not None:
                 ask.granted.set_exception(error)
         promised = 0
@@ -330,11 +330,13 @@ class Arbiter:
 
     # --- who is refused ---------------------------------------------------------------------------------------------
 
-    def hopeless(self, device: Device, guest: Residence, footprint: Footprint) -> InferloomError | None:
-        """Why it cannot be loaded whoever goes."""
+    def hopeless(
+        self, device: Device, guest: Residence, footprint: Footprint, *, insists: bool
+    ) -> InferloomError | None:
+        """Why it cannot be loaded whoever goes. Who does not insist takes what is free, and is told elsewhere."""
         if footprint.least > device.most:
-            return self._too_much(guest, footprint, insists=guest.insists)
-        if not guest.insists:
+            return self._too_much(guest, footprint, insists=insists)
+        if not insists:
             return None
         pinned = [one for one in holding(self.residences()) if one.pinned and not one.leaving]
         for one in device.excluded(guest):

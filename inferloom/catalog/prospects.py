@@ -37,7 +37,7 @@ class Outlook(msgspec.Struct, frozen=True):
 def outlook(arbiter: Arbiter, guest: Residence, footprint: Footprint) -> Outlook:
     """What asking for room would lead to now. Changes nothing."""
     device = arbiter.device(guest.device)
-    error = arbiter.hopeless(device, guest, footprint)
+    error = arbiter.hopeless(device, guest, footprint, insists=True)
     if error is not None:
         return Outlook(error=error)
     before = [ask for ask in arbiter.asks(device) if ask.guest is not guest]

@@ -245,6 +245,17 @@ async def test_a_plan_says_who_would_go_and_changes_nothing(catalogs: Open) -> N
     assert catalog.status("b").state is State.DECLARED
 
 
+async def test_a_plan_says_whose_pin_is_in_the_way(catalogs: Open) -> None:
+    catalog = catalogs(a={"group": "g"}, b={"group": "g"})
+    await answer(catalog, "a")
+    plan = await catalog.plan("b")
+    assert (plan.fits, plan.evicts) == (True, ("a",))
+    catalog.pin("a", True)
+    plan = await catalog.plan("b")
+    assert (plan.fits, plan.evicts, plan.waits) == (False, (), False)
+    assert plan.reason is not None and "both are of the group g" in plan.reason
+
+
 async def test_a_stream_on_a_worker_that_was_killed_ends_while_another_waits_for_its_room(
     catalogs: Open,
 ) -> None:
