@@ -120,5 +120,5 @@ def _step(high: float) -> float:
 
 def _short(value: float) -> str:
     if value >= 10_000:
-        return f"{value / 1000:g}k"
+        return f"{value / 1000:.3g}k"
     return f"{value:.4g}"
