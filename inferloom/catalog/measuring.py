@@ -39,7 +39,7 @@ class Measured:
 
     async def bring_up_to_date(self, runner: ModelRunner) -> None:
         """Its bytes now: those measured, and what its resident set has grown by since. The kernel knows that one at once, and
-        walks through all pages for the other (12 ms for a gigabyte)."""
+        walks through all pages for the other (some 12 ms where gigabytes are mapped)."""
         if self.bytes is None:
             await self.take(runner)
             return

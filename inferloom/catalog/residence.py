@@ -397,7 +397,7 @@ class Residence:
                 self._measured.stop()
                 runner, self.runner = self.runner, None
                 if runner is not None and cause is None:
-                    # the kernel counts while the worker writes what it keeps
+                    # what was never counted the kernel counts while the worker writes what it keeps
                     await asyncio.gather(self._measured.bring_up_to_date(runner), runner.spill())
                 elif runner is not None:
                     await runner.spill()
