@@ -9,6 +9,7 @@
 
 #include "bindings.h"
 #include "decoder.h"
+#include "dither.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -47,7 +48,7 @@ class StepDecoder {
       : decoder(operators(best_isa()), spec, weights, threads) {}
 
   void step(nb::list token_ids, nb::list starts, nb::list context_lens, nb::list page_tables, nb::list logit_rows,
-            uintptr_t logits) {
+            uintptr_t logits, bool best_only) {
     assign(batch_.token_ids, token_ids.ptr());
     assign(batch_.starts, starts.ptr());
     assign(batch_.context_lens, context_lens.ptr());
@@ -58,6 +59,7 @@ class StepDecoder {
       append(batch_.page_tables, table.ptr());
       batch_.page_starts.push_back(static_cast<int32_t>(batch_.page_tables.size()));
     }
+    batch_.best_only = best_only;
     nb::gil_scoped_release release;
     decoder.step(batch_, reinterpret_cast<float*>(logits));
   }
@@ -97,6 +99,9 @@ void bind_decoder(nb::module_& module) {
            [](Linear* self, int layout, int rows, int cols, uintptr_t data, uintptr_t bias) {
              if (layout < 0 || layout >= kLayouts) {
                throw std::invalid_argument("there is no such layout");
+             }
+             if (static_cast<Layout>(layout) == Layout::Q8_HALVES && cols > kMostDithered) {
+               throw std::invalid_argument("a matrix in Q8_HALVES has at most 8192 columns");
              }
              new (self) Linear{static_cast<Layout>(layout), rows, cols, pointer<void>(data), pointer<float>(bias)};
            },
@@ -186,7 +191,7 @@ void bind_decoder(nb::module_& module) {
            },
            "table"_a, "cos_sin"_a, "positions"_a, "rotary"_a)
       .def("step", &StepDecoder::step, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a,
-           "logit_rows"_a, "logits"_a)
+           "logit_rows"_a, "logits"_a, "best_only"_a = false)
       .def_prop_rw("profiled", [](const StepDecoder& self) { return self.decoder.profile.enabled; },
                    [](StepDecoder& self, bool enabled) {
                      self.decoder.profile.clear();

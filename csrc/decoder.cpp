@@ -92,6 +92,7 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
   plan_of_.back() = static_cast<int32_t>(windows_.size());  // the last layer computes the wanted rows alone
   plans_.resize(windows_.size() + 1);
   const int32_t queries = spec.heads * spec.head_dim;
+  peaks_.resize(static_cast<size_t>(threads));
   for (int i = 0; i < threads; ++i) {
     private_.push_back({ActivationBuffer(spec.hidden_size, hidden_forms(weights_), spec.int8_group),
                         ActivationBuffer(queries, mixed_forms(weights_), spec.int8_group), Buffer()});
@@ -187,6 +188,12 @@ void Decoder::plan(const StepBatch& batch) {
   plans_.back().make(sequences_, spec_, weights_.layers.back().window, is_wanted_.data(), team_.most());
 }
 
+bool Decoder::may_screen(const StepBatch& batch) const {
+  const bool plain = !weights_.head.bias && spec_.logit_soft_cap == 0.0f && spec_.logit_factor > 0.0f;
+  const bool few = batch.wanted() > 0 && batch.wanted() <= kScreenedRows;
+  return batch.best_only && few && plain && weights_.head.layout == Layout::Q8_HALVES;
+}
+
 void Decoder::reserve(const StepBatch& batch) {
   const auto rows = static_cast<size_t>(batch.rows()), wanted = static_cast<size_t>(batch.wanted());
   const auto hidden = static_cast<size_t>(spec_.hidden_size);
@@ -217,6 +224,8 @@ void Decoder::step(const StepBatch& batch, float* logits) {
   check(batch);
   plan(batch);
   reserve(batch);
+  screened_ = may_screen(batch) && screening_.pays();
+  computed_ = 0;
   team_.prepare();
   if (profile.enabled) ++profile.steps;
 #pragma omp parallel num_threads(team_.most())
@@ -224,6 +233,7 @@ void Decoder::step(const StepBatch& batch, float* logits) {
     // Fewer threads than asked for may come: inside another region, or where OMP_DYNAMIC or OMP_THREAD_LIMIT say so.
     StepWorker(*this, batch, logits, Team::Member(team_, omp_get_thread_num(), omp_get_num_threads())).run();
   }
+  if (screened_) screening_.observe(computed_, weights_.head.blocks());
 }
 
 }  // namespace inferloom

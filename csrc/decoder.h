@@ -3,6 +3,9 @@
 //
 // The layer that a `DecoderSpec` describes is the one of `inferloom/models/spec.py`; what is not there changes nothing.
 #pragma once
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -71,6 +74,7 @@ struct StepBatch {
   std::vector<int32_t> page_starts;   // [B + 1], into page_tables
   std::vector<int32_t> page_tables;
   std::vector<int32_t> logit_rows;
+  bool best_only = false;  // of each wanted row only the greatest logit matters; others may come out as −∞
 
   int32_t rows() const { return static_cast<int32_t>(token_ids.size()); }
   int32_t sequences() const { return static_cast<int32_t>(context_lens.size()); }
@@ -101,6 +105,21 @@ struct AttentionPlan {
   // `wanted`: for each row whether its result matters, or null: all do.
   void make(const std::vector<SequenceView>& sequences, const DecoderSpec& spec, int32_t window, const uint8_t* wanted,
             int threads);
+};
+
+// Whether bounds of all logits, before the exact ones of those that may be the greatest, are the shorter way to the greatest: not where
+// they leave much undecided, as in small trained models. It is tried again after a while, and after longer ones if that was in vain.
+class Screening {
+ public:
+  bool pays() { return left_ == 0 || --left_ == 0; }
+  // So many of the output matrix's blocks had to be computed.
+  void observe(int computed, int blocks) {
+    pause_ = 3 * computed < blocks ? 0 : std::min(std::max(2 * pause_, 16), 1024);
+    left_ = pause_;
+  }
+
+ private:
+  int pause_ = 0, left_ = 0;  // steps
 };
 
 // Not thread-safe. Weights, tables and the KV pool are the caller's, who keeps them until the decoder is gone.
@@ -144,6 +163,7 @@ class Decoder {
 
   void check(const StepBatch& batch) const;
   void plan(const StepBatch& batch);
+  bool may_screen(const StepBatch& batch) const;
   void reserve(const StepBatch& batch);
 
   DecoderSpec spec_;
@@ -165,6 +185,10 @@ class Decoder {
   std::vector<AttentionPlan> plans_; // of each distinct window, then the last layer's
   std::vector<int32_t> plan_of_;     // of each layer
 
+  Screening screening_;
+  bool screened_ = false;            // this step looks for the greatest logits by bounds
+  std::atomic<int> computed_{0};     // blocks of the output matrix, then
+  std::vector<std::array<Peak, kScreenedRows>> peaks_;  // of each thread
   Buffer stream_, wanted_stream_, qkv_, mixed_rows_, added_, partials_;
   ActivationBuffer hidden_, mixed_, inner_;
   std::vector<Private> private_;

@@ -1,6 +1,7 @@
 #include "decoder_step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace inferloom {
@@ -38,8 +39,6 @@ int32_t piece_count(const Linear& weight, int32_t rows, int32_t tiles, int32_t t
   const int32_t by_threads = std::min(ceil_div(kPiecesPerThread * threads, tiles), ceil_div(blocks, kLeastBlocks));
   return std::min(ceil_div(std::max(by_size, by_threads), threads) * threads, blocks);
 }
-
-const auto nothing = [](const LinearJob&, int, int, int, int) {};
 
 }  // namespace
 
@@ -123,8 +122,8 @@ Activations StepWorker::normed(const Norm& norm, uint32_t forms) {
   return output;
 }
 
-template <class Epilogue>
-void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue&& epilogue) {
+template <class Compute>
+void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Compute&& compute) {
   const int32_t tile = tile_rows(rows_, *jobs[0].input), tiles = ceil_div(rows_, tile);
   int32_t pieces[kMostJobs] = {}, in_tile = 0;
   for (int i = 0; i < count; ++i) {
@@ -142,14 +141,17 @@ void StepWorker::linears(Stage stage, const LinearJob* jobs, int count, Epilogue
       const int32_t blocks = jobs[i].weight->blocks();
       const auto bound = [&](int32_t number) { return static_cast<int32_t>(int64_t{blocks} * number / pieces[i]); };
       const int32_t begin = bound(piece), end = bound(piece + together);
-      operators_.linear(jobs[i], begin, end, row_begin, row_end);
-      epilogue(jobs[i], begin, end, row_begin, row_end);
+      compute(jobs[i], begin, end, row_begin, row_end);
       from += together;
     }
   };
   team_.share<true>(tiles * in_tile, 1, work);
   watch_.mark(stage);
   wait();
+}
+
+void StepWorker::linears(Stage stage, const LinearJob* jobs, int count) {
+  linears(stage, jobs, count, operators_.linear);
 }
 
 void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool, bool by_head) {
@@ -159,7 +161,7 @@ void StepWorker::attend(const DecoderLayer& layer, const KvPool& pool, bool by_h
   const LinearJob jobs[] = {{&layer.q, &input, qkv, qkv_stride_, 1.0f, false},
                             {&layer.k, &input, qkv + queries, qkv_stride_, 1.0f, false},
                             {&layer.v, &input, qkv + queries + keys, qkv_stride_, 1.0f, false}};
-  linears(Stage::QKV, jobs, 3, nothing);
+  linears(Stage::QKV, jobs, 3);
 
   if (by_head) return;
   HeadJob job = head_job(layer);
@@ -258,12 +260,12 @@ void StepWorker::project(Stage stage, const Linear& weight, const Activations& i
   const int64_t hidden = spec_.hidden_size;
   if (!norm.present) {
     const LinearJob job{&weight, &input, stream_, hidden, spec_.residual_factor, true};
-    linears(stage, &job, 1, nothing);
+    linears(stage, &job, 1);
     return;
   }
   float* added = decoder_.added_.at<float>();
   const LinearJob job{&weight, &input, added, hidden, 1.0f, false};
-  linears(stage, &job, 1, nothing);
+  linears(stage, &job, 1);
   each_row(Stage::NORM, false, [&](int begin, int end) {
     operators_.norm_rows(job_of(norm, added), added, hidden, begin, end);
     for (int64_t i = begin * hidden; i < end * hidden; ++i) stream_[i] += spec_.residual_factor * added[i];
@@ -293,10 +295,37 @@ void StepWorker::output() {
   const Linear& head = decoder_.weights_.head;
   const Activations input = normed(decoder_.weights_.norm, form_of(head.layout));
   const LinearJob job{&head, &input, logits_, spec_.vocab_size, spec_.logit_factor, false};
+  if (decoder_.screened_) return best(job);
   linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
+    operators_.linear(job, begin, end, row_begin, row_end);
     if (spec_.logit_soft_cap == 0.0f) return;
     const int32_t first = begin * kRowBlock, cols = std::min(end * kRowBlock, spec_.vocab_size) - first;
     operators_.soft_cap(logits_ + first, spec_.vocab_size, cols, spec_.logit_soft_cap, row_begin, row_end);
+  });
+}
+
+void StepWorker::best(const LinearJob& job) {
+  auto& peaks = decoder_.peaks_[static_cast<size_t>(team_.index())];
+  peaks.fill({-INFINITY, 0});
+  linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
+    operators_.bound(job, peaks.data() + row_begin, begin, end, row_begin, row_end);
+  });
+  // The block with the greatest bound gives a result that most others' bounds do not reach.
+  float reached[kScreenedRows], results[kScreenedRows * kRowBlock];
+  for (int32_t row = 0; row < rows_; ++row) {
+    Peak peak{-INFINITY, 0};
+    for (int thread = 0; thread < team_.threads(); ++thread) {
+      const Peak& other = decoder_.peaks_[static_cast<size_t>(thread)][static_cast<size_t>(row)];
+      if (other.bound > peak.bound) peak = other;
+    }
+    Linear block = *job.weight;
+    block.rows = std::min(kRowBlock, block.rows - peak.block * kRowBlock);
+    block.data = static_cast<const uint8_t*>(block.data) + static_cast<size_t>(peak.block) * block_bytes(block);
+    operators_.linear({&block, job.input, results, kRowBlock, job.factor, false}, 0, 1, row, row + 1);
+    reached[row] = *std::max_element(results + row * kRowBlock, results + row * kRowBlock + block.rows);
+  }
+  linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
+    decoder_.computed_ += operators_.settle(job, reached + row_begin, begin, end, row_begin, row_end);
   });
 }
 

@@ -34,13 +34,16 @@ class StepWorker {
   void mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head, bool last);
   void mlp(const DecoderLayer& layer);
   void output();
+  // The greatest logit of each row, and −∞ for most others.
+  void best(const LinearJob& job);
 
   // Work on rows: shared out, or all of it done by every thread `alone`.
   template <class Work>
   void each_row(Stage stage, bool alone, Work&& work);
-  // Matrices that read the same activations; `epilogue` follows each piece.
-  template <class Epilogue>
-  void linears(Stage stage, const LinearJob* jobs, int count, Epilogue&& epilogue);
+  // Matrices that read the same activations, in pieces that `compute` is called with, or the linear operator.
+  template <class Compute>
+  void linears(Stage stage, const LinearJob* jobs, int count, Compute&& compute);
+  void linears(Stage stage, const LinearJob* jobs, int count);
   // What attention or MLP add to the stream: the linear layer does it itself where no norm lies between.
   void project(Stage stage, const Linear& weight, const Activations& input, const Norm& norm);
 

@@ -5,13 +5,17 @@
 
 namespace inferloom {
 
-enum class Layout : int32_t { F32 = 0, F16 = 1, BF16 = 2, Q8_32 = 3, Q8_ROW = 4, Q4_32 = 5, Q4S_32 = 6, Q4Z_32 = 7 };
-constexpr int32_t kLayouts = 8;
+enum class Layout : int32_t { F32 = 0, F16 = 1, BF16 = 2, Q8_32 = 3, Q8_ROW = 4, Q4_32 = 5, Q4S_32 = 6, Q4Z_32 = 7, Q8_HALVES = 8 };
+constexpr int32_t kLayouts = 9;
 
 // A weight of Q4S_32 and Q4Z_32 is scale / kLevelsOfStep · (kLevelsOfStep · nibble + zero − kLevelBias).
 constexpr int kLevelsOfStep = 4;
 constexpr int kLevelBias = 62;
 constexpr int kSymmetricZero = 30;  // of Q4S_32: scale · (nibble − 8)
+
+// Of 16 rows and 128 columns of Q8_HALVES: upper halves with their scales, lower halves.
+constexpr int kHalvesUpper = 1024 + 64;
+constexpr int kHalvesLower = 1024;
 
 constexpr int kRowBlock = 16;  // rows that a quantised layout interleaves, and lanes of a vector
 
@@ -36,6 +40,7 @@ inline size_t block_bytes(const Linear& w) {
     case Layout::BF16: return kRowBlock * k * 2;
     case Layout::Q8_32: return (k + 63) / 64 * 1088;
     case Layout::Q8_ROW: return (k + 127) / 128 * 128 * kRowBlock + 64;
+    case Layout::Q8_HALVES: return (k + 127) / 128 * (kHalvesUpper + kHalvesLower);
     case Layout::Q4_32: return (k + 31) / 32 * 320;
     case Layout::Q4S_32:
     case Layout::Q4Z_32: return (k + 63) / 64 * 576;

@@ -28,6 +28,13 @@ struct LinearJob {
   bool add;
 };
 
+// Where a bound from above of a token's results is greatest.
+struct Peak {
+  float bound;
+  int32_t block;
+};
+constexpr int kScreenedRows = 4;  // tokens whose greatest results are looked for at a time
+
 // h = activation(gate x + bias) * (up x + bias), written in the forms of `output`; Activation::NONE without `up` is
 // refused by the caller. With `up` absent: h = activation(gate x + bias). The unit of division is `kGatedUnit` columns
 // of h.
@@ -123,6 +130,12 @@ struct Operators {
 
   // Output rows of blocks [block_begin, block_end) (16 each) for tokens [row_begin, row_end).
   void (*linear)(const LinearJob&, int block_begin, int block_end, int row_begin, int row_end);
+  // For jobs with a Q8_HALVES weight without bias, a positive factor, no `add` and at most kScreenedRows rows, of which only each
+  // row's greatest result matters. `bound` writes a bound from above of each result, and each row's greatest to `peaks`. `settle` puts
+  // results in the place of bounds that reach `best`, a result of each row, and −∞ in that of others, and returns how many
+  // blocks it has computed. `peaks` and `best`: [row_end − row_begin].
+  void (*bound)(const LinearJob&, Peak* peaks, int block_begin, int block_end, int row_begin, int row_end);
+  int (*settle)(const LinearJob&, float* best, int block_begin, int block_end, int row_begin, int row_end);
   // Units of kGatedUnit columns of h.
   void (*gated)(const GatedJob&, int unit_begin, int unit_end, int row_begin, int row_end);
   // Rows [row_begin, row_end) of the residual stream, normalised into every form of `output`.

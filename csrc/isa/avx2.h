@@ -167,6 +167,19 @@ struct Simd {
     const __m256i bias = _mm256_set1_epi8(static_cast<char>(0x80));
     return {_mm256_xor_si256(load256(p), bias), _mm256_xor_si256(load256(p + 32), bias)};
   }
+  // From vectors of upper and of lower halves: the bytes of their low nibbles, and those of their high ones.
+  SIMD_INLINE void join(const uint8_t* upper, const uint8_t* lower, B& first, B& second) {
+    const __m256i bias = _mm256_set1_epi8(static_cast<char>(0x80)), mask = _mm256_set1_epi8(15);
+    const auto low = [&](__m256i u, __m256i l) __attribute__((always_inline)) {
+      return _mm256_xor_si256(_mm256_or_si256(_mm256_andnot_si256(mask, _mm256_slli_epi16(u, 4)), _mm256_and_si256(mask, l)), bias);
+    };
+    const auto high = [&](__m256i u, __m256i l) __attribute__((always_inline)) {
+      return _mm256_xor_si256(_mm256_or_si256(_mm256_andnot_si256(mask, u), _mm256_and_si256(mask, _mm256_srli_epi16(l, 4))), bias);
+    };
+    const __m256i ua = load256(upper), ub = load256(upper + 32), la = load256(lower), lb = load256(lower + 32);
+    first = {low(ua, la), low(ub, lb)};
+    second = {high(ua, la), high(ub, lb)};
+  }
   SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
     const __m256i a = load256(p), b = load256(p + 32), mask = _mm256_set1_epi8(15);
     low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};

@@ -114,8 +114,14 @@ struct Simd {
   // Dot products of bytes. The multiplication of bytes adds neighbours in 16 bits and saturates, so one operand must stay below
   // 128: the weight's magnitude is the unsigned one, and its sign moves to the activation (127 · 128 · 2 < 32768).
   SIMD_INLINE B bytes(const uint8_t* p) {
-    const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)));
-    return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
+    return biased(_mm512_loadu_si512(p));
+  }
+  // From vectors of upper and of lower halves: the bytes of their low nibbles, and those of their high ones.
+  SIMD_INLINE void join(const uint8_t* upper, const uint8_t* lower, B& first, B& second) {
+    __m512i low, high;
+    join(_mm512_loadu_si512(upper), _mm512_loadu_si512(lower), low, high);
+    first = biased(low);
+    second = biased(high);
   }
   SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
     const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
@@ -162,6 +168,15 @@ struct Simd {
   }
 
  protected:
+  SIMD_INLINE B biased(__m512i bytes) {
+    const __m512i w = _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80)));
+    return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
+  }
+  SIMD_INLINE void join(__m512i upper, __m512i lower, __m512i& low, __m512i& high) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    low = _mm512_ternarylogic_epi64(mask, lower, _mm512_slli_epi16(upper, 4), 0xca);  // of the mask's bits the second, of the others the third
+    high = _mm512_ternarylogic_epi64(mask, _mm512_srli_epi16(lower, 4), upper, 0xca);
+  }
   SIMD_INLINE __m512i quad(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);

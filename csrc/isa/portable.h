@@ -170,6 +170,12 @@ struct Simd {
 
   // Dot products of bytes: a lane's four bytes are taken out of its 32 bits one at a time.
   SIMD_INLINE B bytes(const uint8_t* p) { B b; std::memcpy(&b, p, 64); return b; }
+  // From vectors of upper and of lower halves: the bytes of their low nibbles, and those of their high ones.
+  SIMD_INLINE void join(const uint8_t* upper, const uint8_t* lower, B& first, B& second) {
+    const B u = bytes(upper), l = bytes(lower);
+    first = {(u.quads & 0x0f0f0f0fu) << 4 | (l.quads & 0x0f0f0f0fu)};
+    second = {(u.quads & 0xf0f0f0f0u) | (l.quads >> 4 & 0x0f0f0f0fu)};
+  }
   SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
     const B b = bytes(p);
     low = {b.quads & 0x0f0f0f0fu};

@@ -23,6 +23,9 @@ struct Simd : avx512::Simd {
   }
 
   SIMD_INLINE B bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  SIMD_INLINE void join(const uint8_t* upper, const uint8_t* lower, B& first, B& second) {
+    avx512::Simd::join(_mm512_loadu_si512(upper), _mm512_loadu_si512(lower), first.bytes, second.bytes);
+  }
   SIMD_INLINE void nibbles(const uint8_t* p, N& low, N& high) {
     const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
     low = {_mm512_and_si512(both, mask)};

@@ -1,11 +1,30 @@
 // Rows of an embedding table, which may be any weight layout (a tied output matrix serves both).
 #pragma once
+#include "../dither.h"
 #include "../isa/simd.h"
 #include "../linear.h"
 
 namespace inferloom {
 
 // y[k] = factor · row[k] of a quantised table. A row's bytes lie four columns at a time, 64 bytes apart.
+// The same of Q8_HALVES.
+SIMD_INLINE void embed_halves(const Linear& table, int32_t id, float factor, float* y) {
+  const uint8_t* upper = static_cast<const uint8_t*>(table.data) + static_cast<size_t>(id / kRowBlock) * block_bytes(table);
+  const uint8_t* lower = upper + (table.cols + 127) / 128 * kHalvesUpper;
+  const int row = id % kRowBlock;
+  float scale = 0;
+  for (int k = 0; k < table.cols; ++k) {
+    if (k % 128 == 0) {
+      if (k) upper += kHalvesUpper, lower += kHalvesLower;
+      std::memcpy(&scale, upper + 1024 + 4 * row, 4);
+      scale *= factor;
+    }
+    const int at = k % 128 / 32 * 256 + 64 * (k % 16 / 4) + 4 * row + k % 4, shift = k % 32 < 16 ? 0 : 4;
+    const int byte = (upper[at] >> shift & 15) << 4 | (lower[at] >> shift & 15);
+    y[k] = scale * static_cast<float>(byte - kHalvesBias - kDither.of[k]);
+  }
+}
+
 template <class S>
 SIMD_INLINE void embed_quantised(const Linear& table, int32_t id, float factor, float* y) {
   const uint8_t* block = static_cast<const uint8_t*>(table.data) + static_cast<size_t>(id / kRowBlock) * block_bytes(table);
@@ -58,6 +77,10 @@ void embed(const Linear& table, const int32_t* ids, float factor, float* output,
   for (int m = row_begin; m < row_end; ++m) {
     float* y = output + m * stride;
     const size_t first = static_cast<size_t>(ids[m]) * static_cast<size_t>(table.cols);
+    if (table.layout == Layout::Q8_HALVES) {
+      embed_halves(table, ids[m], factor, y);
+      continue;
+    }
     if (table.quantised()) {
       embed_quantised<S>(table, ids[m], factor, y);
       continue;

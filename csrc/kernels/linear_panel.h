@@ -3,6 +3,7 @@
 // that its loads differ by constants and follow each other in memory.
 #pragma once
 #include "../activations.h"
+#include "../dither.h"
 #include "../isa/simd.h"
 #include "../linear.h"
 
@@ -30,7 +31,8 @@ inline constexpr PanelKind panel_kind(Layout layout, int group) {
     case Layout::Q4_32: return PanelKind::NIBBLES;
     case Layout::Q4S_32:
     case Layout::Q4Z_32: return PanelKind::LEVELS;
-    case Layout::Q8_ROW: return group == 128 ? PanelKind::BYTES_128 : PanelKind::BYTES;
+    case Layout::Q8_ROW:
+    case Layout::Q8_HALVES: return group == 128 ? PanelKind::BYTES_128 : PanelKind::BYTES;
     default: return PanelKind::BYTES;
   }
 }
@@ -61,6 +63,7 @@ constexpr bool few_tokens(int T) {
 template <class S>
 struct Panel {
   PanelKind kind;
+  bool dithered;  // the weight is Q8_HALVES: its dither comes off the sums
   int tokens;
   int cols;       // of the weight: K
   int steps;      // along K
@@ -106,7 +109,7 @@ SIMD_INLINE constexpr int ahead_of(int tokens, int most) { return tokens <= most
 // The shape of a panel for this weight, without tokens or data.
 template <class S>
 SIMD_INLINE Panel<S> panel_shape(const Linear& w, const Activations& x) {
-  Panel<S> p{panel_kind(w.layout, x.group), 0, w.cols, 0, x.group, 0, nullptr};
+  Panel<S> p{panel_kind(w.layout, x.group), w.layout == Layout::Q8_HALVES, 0, w.cols, 0, x.group, 0, nullptr};
   const int k = p.kind == PanelKind::LEVELS ? (w.cols + 63) / 64 * 64 : w.cols;
   const auto cut = [&p, k](int cols, int bytes) __attribute__((always_inline)) {
     p.steps = (k + cols - 1) / cols;
@@ -138,22 +141,30 @@ SIMD_INLINE int panel_share(int left, int capacity) {
   return (left + panels - 1) / panels;
 }
 
+// What Q8_HALVES has added to the sum of `count` columns from `column` on, less what its bytes' bias is short of 128.
+SIMD_INLINE int32_t dither_sum(const int8_t* q, int column, int count) {
+  int32_t sum = 0;
+  for (int i = 0; i < count; ++i) sum += q[i] * (kDither.of[column + i] + kHalvesBias - 128);
+  return sum;
+}
+
 // One step of one token: bytes, scales and sums to their places in a tile of T.
 template <class S>
-SIMD_INLINE void fill_group(PanelKind kind, const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
-  std::memcpy(step + 32 * t, x.q8 + row * x.stride + 32 * g, 32);
+SIMD_INLINE void fill_group(PanelKind kind, bool dithered, const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
+  const int8_t* q = x.q8 + row * x.stride + 32 * g;
+  std::memcpy(step + 32 * t, q, 32);
   const int64_t at = row * x.sums() + g;
-  const int32_t start = -S::kByteBias * x.sum[at];
+  const int32_t start = -S::kByteBias * x.sum[at] - (dithered ? dither_sum(q, 32 * g, 32) : 0);
   std::memcpy(step + 32 * T + 4 * t, x.scale + row * x.groups() + 32 * g / x.group, 4);
   std::memcpy(step + 36 * T + 4 * t, kind == PanelKind::NIBBLES ? static_cast<const void*>(x.scaled_sum + at) : &start, 4);
 }
 
 template <class S>
-SIMD_INLINE void fill_group_128(const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
+SIMD_INLINE void fill_group_128(bool dithered, const Activations& x, int64_t row, int g, int t, int T, uint8_t* step) {
   const int8_t* q = x.q8 + row * x.stride + 128 * g;
   for (int quad = 0; quad < 32; ++quad) std::memcpy(step + 4 * (quad * T + t), q + 4 * quad, 4);
   const int32_t* sum = x.sum + row * x.sums() + 4 * g;
-  const int32_t start = -S::kByteBias * (sum[0] + sum[1] + sum[2] + sum[3]);
+  const int32_t start = -S::kByteBias * (sum[0] + sum[1] + sum[2] + sum[3]) - (dithered ? dither_sum(q, 128 * g, 128) : 0);
   std::memcpy(step + 128 * T + 4 * t, x.scale + row * x.groups() + g, 4);
   std::memcpy(step + 132 * T + 4 * t, &start, 4);
 }
@@ -201,8 +212,8 @@ void fill_panel(Panel<S>& panel, const Activations& x, int row, uint8_t* data) {
       for (int g = 0; g < panel.steps; ++g, step += step_bytes) {
         switch (panel.kind) {
           case PanelKind::NIBBLES:
-          case PanelKind::BYTES: fill_group<S>(panel.kind, x, m, g, t, T, step); break;
-          case PanelKind::BYTES_128: fill_group_128<S>(x, m, g, t, T, step); break;
+          case PanelKind::BYTES: fill_group<S>(panel.kind, panel.dithered, x, m, g, t, T, step); break;
+          case PanelKind::BYTES_128: fill_group_128<S>(panel.dithered, x, m, g, t, T, step); break;
           case PanelKind::LEVELS: fill_levels<S>(x, m, g, t, T, step); break;
           default: break;  // filled above
         }

@@ -43,24 +43,29 @@ void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out
 }
 
 // Σ over groups of x_scale · w_scale · Σ (byte − 128) · x. ROW: w_scale is one for the row.
-template <class S, int T, bool ROW>
+template <class S, int T, Layout LAYOUT>
 void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
+  constexpr bool ROW = LAYOUT == Layout::Q8_ROW;
+  const uint8_t* lower = w + (groups + 3) / 4 * static_cast<int64_t>(kHalvesUpper);  // of Q8_HALVES
   typename S::F acc[T];
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) acc[t] = S::zero();
   for (int g = 0; g < groups; ++g, panel += 40 * T) {
-    const uint8_t* quads = ROW ? w + 512 * static_cast<int64_t>(g) : w + g / 2 * 1088 + g % 2 * 512;
-    if constexpr (ROW)
-      prefetch_lines<S, 8, ahead_of(T, 4)>(quads);
-    else
-      prefetch_lines<S, 9, ahead_of(T, 4)>(quads);
     typename S::B b[8];
-    for (int v = 0; v < 8; ++v) b[v] = S::bytes(quads + 64 * v);
+    auto scale = S::zero();
+    if constexpr (LAYOUT == Layout::Q8_HALVES) {
+      const uint8_t *group = w + g / 4 * static_cast<int64_t>(kHalvesUpper), *upper = group + g % 4 * 256;
+      for (int v = 0; v < 4; ++v) S::join(upper + 64 * v, lower + 256 * static_cast<int64_t>(g) + 64 * v, b[v], b[v + 4]);
+      scale = S::load(reinterpret_cast<const float*>(group + kHalvesUpper - 64));
+    } else {
+      const uint8_t* quads = ROW ? w + 512 * static_cast<int64_t>(g) : w + g / 2 * 1088 + g % 2 * 512;
+      prefetch_lines<S, ROW ? 8 : 9, ahead_of(T, 4)>(quads);
+      for (int v = 0; v < 8; ++v) b[v] = S::bytes(quads + 64 * v);
+    }
     const auto* x = reinterpret_cast<const int8_t*>(panel);
     const auto* x_scale = reinterpret_cast<const float*>(panel + 32 * T);
     const auto* start = reinterpret_cast<const int32_t*>(panel + 36 * T);
-    auto scale = S::zero();
-    if constexpr (!ROW) scale = S::load_f16(reinterpret_cast<const uint16_t*>(w + g / 2 * 1088 + 1024 + g % 2 * 32));
+    if constexpr (LAYOUT == Layout::Q8_32) scale = S::load_f16(reinterpret_cast<const uint16_t*>(w + g / 2 * 1088 + 1024 + g % 2 * 32));
     constexpr int P = T > 1 && S::kByteDot ? 2 : 1;
 #pragma GCC unroll 16
     for (int t = 0; t < T; t += P) {
@@ -124,19 +129,67 @@ void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const fl
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::mul(S::load(out + t * out_stride), S::load(row_scale)));
 }
 
+// The same of Q8_HALVES, whose scales are of 128 columns.
+template <class S, int T>
+void halves_128_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out, int64_t out_stride) {
+  const uint8_t* lower = w + static_cast<int64_t>(groups) * kHalvesUpper;
+  // Far ahead of the upper halves lie those of the next block, unless this one is long.
+  const int64_t block = static_cast<int64_t>(groups) * (kHalvesUpper + kHalvesLower);
+  const int64_t ahead = T <= 4 ? ahead_of(1, 1) : block > 2 * kFarAhead ? kFarAhead : block;
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::zero());
+  for (int g = 0; g < groups; ++g, panel += 136 * T, w += 64) {
+    const auto* x = reinterpret_cast<const int8_t*>(panel);
+    const auto* x_scale = reinterpret_cast<const float*>(panel + 128 * T);
+    const auto* start = reinterpret_cast<const int32_t*>(panel + 132 * T);
+    constexpr int C = T == 1 ? 4 : 1;
+    typename S::I d[T][C];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) d[t][c] = c ? S::zero_int() : S::set_int(start[t]);
+    }
+    for (int part = 0; part < 4; ++part, x += 16 * T) {  // of 32 columns: quads v and v + 4 share a vector of each half
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v, w += 64, lower += 64, x += 4 * T) {
+        S::prefetch_far(w + ahead);
+        S::prefetch_far(lower + ahead);
+        typename S::B first, second;
+        S::join(w, lower, first, second);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          d[t][v % C] = S::dot(d[t][v % C], first, x + 4 * t);
+          d[t][v % C] = S::dot(d[t][v % C], second, x + 4 * (4 * T + t));
+        }
+      }
+    }
+    const auto scale = S::load(reinterpret_cast<const float*>(w));
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      float* y = out + t * out_stride;
+#pragma GCC unroll 4
+      for (int c = 1; c < C; ++c) d[t][0] = S::add(d[t][0], d[t][c]);
+      S::store(y, S::fma(S::to_float(d[t][0]), S::mul(scale, S::set(x_scale[t])), S::load(y)));
+    }
+  }
+}
+
 template <class S, int T>
 void quantised_tile(const Linear& w, const uint8_t* block, const Panel<S>& panel, const uint8_t* x, float* out, int64_t out_stride) {
+  const bool halves = w.layout == Layout::Q8_HALVES;
   const auto* row_scale = reinterpret_cast<const float*>(block + block_bytes(w) - 64);
   if (panel.kind == PanelKind::NIBBLES)
     nibbles_tile<S, T>(block, panel.steps, x, out, out_stride);
   else if (panel.kind == PanelKind::LEVELS)
     levels_tile<S, T>(w, block, panel.group / 32, x, out, out_stride);
   else if (panel.kind == PanelKind::BYTES_128)
-    bytes_128_tile<S, T>(block, panel.steps, x, row_scale, out, out_stride);
+    halves ? halves_128_tile<S, T>(block, panel.steps, x, out, out_stride) : bytes_128_tile<S, T>(block, panel.steps, x, row_scale, out, out_stride);
+  else if (halves)
+    bytes_tile<S, T, Layout::Q8_HALVES>(block, panel.steps, x, nullptr, out, out_stride);
   else if (w.layout == Layout::Q8_ROW)
-    bytes_tile<S, T, true>(block, panel.steps, x, row_scale, out, out_stride);
+    bytes_tile<S, T, Layout::Q8_ROW>(block, panel.steps, x, row_scale, out, out_stride);
   else
-    bytes_tile<S, T, false>(block, panel.steps, x, nullptr, out, out_stride);
+    bytes_tile<S, T, Layout::Q8_32>(block, panel.steps, x, nullptr, out, out_stride);
 }
 
 // Rows of one block times every token of the panel: out[token * out_stride + row]. A tile writes `size` tokens.

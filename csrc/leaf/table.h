@@ -18,7 +18,7 @@ namespace inferloom {
 
 template <class S>
 constexpr Operators make_table(const char* name) {
-  return {name,      &linear<S>, &gated<S>, &norm<S>,   &norm_rows<S>, &convert<S>,
+  return {name,      &linear<S>, &bound<S>, &settle<S>, &gated<S>, &norm<S>,   &norm_rows<S>, &convert<S>,
           &embed<S>, &heads<S>,  &attend<S>, &merge<S>, &soft_cap<S>,
           sampling_operators<S>(), lora_operators<S>()};
 }

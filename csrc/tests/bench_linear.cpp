@@ -16,7 +16,7 @@ using namespace inferloom;
 namespace {
 
 constexpr int kThreads = 2;
-const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32"};
+const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32", "Q8_HALVES"};
 
 double now() { return omp_get_wtime(); }
 
@@ -37,8 +37,8 @@ struct Layers {
   size_t one = 0;
 };
 
-// Median seconds of one layer.
-double time_linear(const Operators& op, const Layers& layers, int tokens, int group) {
+// Median seconds of one layer. `best`: bounds of its results.
+double time_linear(const Operators& op, const Layers& layers, int tokens, int group, bool best = false) {
   const Linear& w = layers.copies[0].view;
   Input in(tokens, w.cols, group);
   std::vector<float> x(static_cast<size_t>(tokens) * static_cast<size_t>(w.cols));
@@ -54,7 +54,14 @@ double time_linear(const Operators& op, const Layers& layers, int tokens, int gr
     for (const Matrix& m : layers.copies) {
       const LinearJob job{&m.view, &in.view, y.data(), m.view.rows, 1.0f, false};
       const int64_t t = omp_get_thread_num(), blocks = m.view.blocks();
-      op.linear(job, static_cast<int>(blocks * t / kThreads), static_cast<int>(blocks * (t + 1) / kThreads), 0, tokens);
+      const int begin = static_cast<int>(blocks * t / kThreads), end = static_cast<int>(blocks * (t + 1) / kThreads);
+      if (best) {
+        Peak peaks[kScreenedRows];
+        std::fill_n(peaks, kScreenedRows, Peak{-INFINITY, 0});
+        op.bound(job, peaks, begin, end, 0, tokens);
+      } else {
+        op.linear(job, begin, end, 0, tokens);
+      }
 #pragma omp barrier
     }
     times.push_back((now() - start) / static_cast<double>(layers.copies.size()));
@@ -65,8 +72,9 @@ double time_linear(const Operators& op, const Layers& layers, int tokens, int gr
 
 void bench(const Operators& op, Layout layout, int rows, int cols, const std::vector<int>& all_tokens) {
   const Layers layers(layout, rows, cols);
-  const int group = layout == Layout::Q8_ROW || layout == Layout::Q4Z_32 ? 128 : 32;  // as native_weights.py chooses
-  std::printf("%-6s %6d x %-5d", kNames[static_cast<int>(layout)], rows, cols);
+  const bool halves = layout == Layout::Q8_HALVES;
+  const int group = halves || layout == Layout::Q8_ROW || layout == Layout::Q4Z_32 ? 128 : 32;  // as native_weights.py chooses
+  std::printf("%-9s %6d x %-5d", kNames[static_cast<int>(layout)], rows, cols);
   for (int tokens : all_tokens) {
     const double seconds = time_linear(op, layers, tokens, group);
     const double macs = static_cast<double>(rows) * cols * tokens / seconds * 1e-9;
@@ -74,6 +82,8 @@ void bench(const Operators& op, Layout layout, int rows, int cols, const std::ve
       std::printf("  1: %5.1f GB/s (%.0f us)", static_cast<double>(layers.one) / seconds * 1e-9, seconds * 1e6);
     else
       std::printf("  %d: %5.0f", tokens, macs);
+    if (halves && tokens <= kScreenedRows)
+      std::printf("  bounds: %.0f us", time_linear(op, layers, tokens, group, true) * 1e6);
   }
   std::printf("\n");
   std::fflush(stdout);

@@ -1,5 +1,6 @@
 // Linear layers, gated units, conversions and embeddings of every instruction set against sums in double precision: odd sizes, every
 // layout, one token to many; and that a token's result is the same bits however the work was divided.
+#include <algorithm>
 #include <string>
 
 #include "check.h"
@@ -9,8 +10,8 @@ using namespace inferloom;
 
 namespace {
 
-constexpr Layout kLayouts[] = {Layout::F32, Layout::F16, Layout::BF16, Layout::Q8_32, Layout::Q8_ROW, Layout::Q4_32, Layout::Q4S_32, Layout::Q4Z_32};
-const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32"};
+constexpr Layout kLayouts[] = {Layout::F32, Layout::F16, Layout::BF16, Layout::Q8_32, Layout::Q8_ROW, Layout::Q4_32, Layout::Q4S_32, Layout::Q4Z_32, Layout::Q8_HALVES};
+const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32", "Q8_HALVES"};
 const char* name(Layout layout) { return kNames[static_cast<int>(layout)]; }
 
 std::vector<float> random_rows(int rows, int cols, Random& random) {
@@ -107,6 +108,51 @@ void test_linear(const Operators& op, Layout layout, int rows, int cols, int tok
   CHECK(std::memcmp(shares.data(), y.data(), y.size() * 4) == 0, "%s %dx%d, %d tokens: the division changes bits", name(layout), rows, cols, tokens);
 }
 
+// Rows whose greatest result alone is asked for: it is the same bits in the same place, whatever the division, and what is left out is
+// less. `peak`: how far the greatest stands out.
+void test_best(const Operators& op, int rows, int cols, int tokens, int group, bool peak, uint64_t seed) {
+  Random random(seed);
+  const Matrix w = random_matrix(Layout::Q8_HALVES, rows, cols, random, false, true);
+  Input in(tokens, cols, group);
+  auto x = random_rows(tokens, cols, random);
+  for (int m = 0; peak && m < tokens; ++m)  // towards a row
+    for (int k = 0; k < cols; ++k)
+      x[static_cast<size_t>(m * cols + k)] += 4 * w.values[static_cast<size_t>((37 * m + 11) % rows * cols + k)];
+  op.convert(x.data(), cols, &in.view, 0, tokens);
+  std::vector<float> all(static_cast<size_t>(rows * tokens)), some(all.size(), 7.0f);
+  LinearJob job{&w.view, &in.view, all.data(), rows, 0.5f, false};
+  op.linear(job, 0, w.view.blocks(), 0, tokens);
+  job.output = some.data();
+  const int cut = static_cast<int>(random.next() % static_cast<uint64_t>(w.view.blocks() + 1));
+  Peak peaks[kScreenedRows];
+  std::fill_n(peaks, kScreenedRows, Peak{-INFINITY, 0});
+  op.bound(job, peaks, cut, w.view.blocks(), 0, tokens);
+  op.bound(job, peaks, 0, cut, 0, tokens);
+  float best[2][kScreenedRows];
+  for (int m = 0; m < tokens; ++m) {
+    const float *y = all.data() + m * rows, *z = some.data() + m * rows;
+    for (int n = 0; n < rows; ++n) CHECK(z[n] >= y[n], "bound of %dx%d, %d tokens: [%d, %d] is %g, below %g", rows, cols, tokens, m, n, static_cast<double>(z[n]), static_cast<double>(y[n]));
+    const auto at = std::max_element(z, z + rows) - z;
+    CHECK(peaks[m].bound == z[at] && peaks[m].block == at / kRowBlock, "peak of %dx%d, %d tokens, token %d", rows, cols, tokens, m);
+    const auto* block = y + peaks[m].block * kRowBlock;
+    best[0][m] = best[1][m] = *std::max_element(block, std::min(block + kRowBlock, y + rows));
+  }
+  op.settle(job, best[0], 0, cut, 0, tokens);
+  op.settle(job, best[1], cut, w.view.blocks(), 0, tokens);
+  int left_out = 0;
+  for (int m = 0; m < tokens; ++m) {
+    const float *y = all.data() + m * rows, *z = some.data() + m * rows;
+    const auto at = std::max_element(y, y + rows) - y;
+    CHECK(std::max_element(z, z + rows) - z == at && z[at] == y[at], "best of %dx%d, %d tokens, token %d", rows, cols, tokens, m);
+    CHECK(std::max(best[0][m], best[1][m]) == y[at], "best so far of %dx%d, %d tokens, token %d", rows, cols, tokens, m);
+    for (int n = 0; n < rows; ++n) {
+      CHECK(z[n] == y[n] || z[n] == -INFINITY, "best of %dx%d, %d tokens: [%d, %d]", rows, cols, tokens, m, n);
+      left_out += z[n] == -INFINITY;
+    }
+  }
+  CHECK(!peak || rows < 100 || left_out > rows * tokens / 2, "%dx%d, %d tokens: only %d results are left out", rows, cols, tokens, left_out);
+}
+
 double activated(Activation kind, double x) {
   switch (kind) {
     case Activation::SILU: return x / (1 + std::exp(-x));
@@ -191,6 +237,13 @@ void test_all(const Operators& op) {
     test_gated(op, layout, layout, 200, 128, 70, Activation::GELU, false);
     test_embed(op, layout, 50, 100);
     test_embed(op, layout, 16, 33);
+  }
+  for (int tokens = 1; tokens <= kScreenedRows; ++tokens) {
+    test_best(op, 2000, 576, tokens, 128, false, seed++);
+    test_best(op, 1999, 1024, tokens, 128, true, seed++);
+    test_best(op, 333, 100, tokens, 32, false, seed++);
+    test_best(op, 3000, 640, tokens, 32, true, seed++);
+    test_best(op, 7, 33, tokens, 64, true, seed++);
   }
   test_gated(op, Layout::Q4_32, Layout::BF16, 160, 64, 3, Activation::SILU, true);
   test_gated(op, Layout::F16, Layout::Q8_32, 160, 64, 3, Activation::SILU, true);

@@ -29,7 +29,8 @@ class ForwardPass:
     @staticmethod
     def of(chunks: list[tuple[Sequence, int]]) -> ForwardPass:
         """Of sequences and how many of their tokens to compute, their drafts beside; each must have pages for them."""
-        batch = RaggedBatch([], [], [0], [], [], [])
+        best_only = all(sequence.takes_best for sequence, _ in chunks)
+        batch = RaggedBatch([], [], [0], [], [], [], best_only)
         assembled = ForwardPass(batch)
         for sequence, count in chunks:
             start, end = sequence.computed, sequence.computed + count

@@ -83,6 +83,14 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def takes_best(self) -> bool:
+        """Whether its next token is the likeliest one, and nothing is asked about the others."""
+        spec = self.request.spec
+        sampling = spec.sampling
+        plain = self.penalties is None and self.matcher is None and not sampling.logit_bias
+        return plain and sampling.temperature <= 0 and spec.logprobs < 0 and not self.awaits_prompt_logprobs
+
+    @property
     def awaits_prompt_logprobs(self) -> bool:
         logprobs = self.request.prompt_logprobs
         return logprobs is not None and len(logprobs) < self.prompt_len

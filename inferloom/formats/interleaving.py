@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from inferloom.formats.dither import BIAS, dither
 from inferloom.formats.layout import GROUP, ROWS, Layout
 
 # Q4Z_32: value = scale * (nibble + (zero - LEVEL_BIAS) / LEVELS_OF_STEP), zero being the scale's low six bits.
 LEVELS_OF_STEP = 4
 LEVEL_BIAS = 62
 ZERO_MASK = 63
+
+HALVES_GROUP = 128  # columns of Q8_HALVES that share a scale
 
 _QUAD = 4  # consecutive columns of a row that lie together
 
@@ -74,6 +77,18 @@ def interleave_q8_row(values: NDArray[np.uint8], scales: NDArray[np.float32]) ->
     return out
 
 
+def interleave_q8_halves(values: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """`values` [rows, columns], biased and dithered; `scales` [rows, columns / 128]. Rows are a multiple of 16, columns of 128.
+    → [rows / 16, columns / 128 * 2112]."""
+    rows, columns = values.shape
+    blocks, groups = rows // ROWS, columns // HALVES_GROUP
+    upper = np.empty((blocks, groups, 1088), np.uint8)
+    upper[..., :1024] = _paired(values >> np.uint8(4)).reshape(blocks, groups, 1024)
+    turned = np.ascontiguousarray(scales.reshape(blocks, ROWS, groups).transpose(0, 2, 1))
+    upper[..., 1024:] = turned.view(np.uint8).reshape(blocks, groups, 64)
+    return np.concatenate((upper.reshape(blocks, -1), _paired(values & np.uint8(15))), axis=1)
+
+
 def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
     """Blocks of sixteen rows [n, bytes] → their values [16 n, padded columns], exactly."""
     count = len(blocks)
@@ -81,6 +96,17 @@ def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
         width = blocks.shape[1] - 64
         values = _columns(blocks[:, None, :width], count)
         values *= np.ascontiguousarray(blocks[:, width:]).view(np.float32).reshape(-1, 1)
+        return values
+    if layout is Layout.Q8_HALVES:
+        groups = blocks.shape[1] // 2112
+        upper = blocks[:, : groups * 1088].reshape(count, groups, 1088)
+        values = _nibbles(upper[..., :1024], count).reshape(count * ROWS, -1)
+        values *= 16
+        values += _nibbles(blocks[:, groups * 1088 :], count).reshape(count * ROWS, -1)
+        values -= dither(values.shape[1]).astype(np.float32) + BIAS
+        steps = np.ascontiguousarray(upper[..., 1024:]).view(np.float32).transpose(0, 2, 1)
+        grouped = values.reshape(count, ROWS, groups, -1)
+        grouped *= steps[..., None]
         return values
     if layout is Layout.Q8_32:
         pairs = blocks.reshape(count, -1, 1088)
@@ -107,6 +133,17 @@ def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
         grouped += zeros.transpose(0, 2, 1)[..., None]
     grouped *= _to_sixteen(halves)
     return grouped.reshape(count * ROWS, -1)
+
+
+def _paired(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Numbers below 16 [rows, columns] as vectors of nibbles [rows / 16, 8 * columns]."""
+    rows, columns = numbers.shape
+    groups = numbers.reshape(rows, -1, 2, GROUP // 2)
+    quads = np.ascontiguousarray(groups[:, :, 0] | groups[:, :, 1] << 4).view(np.uint32)
+    turned = np.ascontiguousarray(
+        quads.reshape(rows // ROWS, ROWS, columns // GROUP, _QUAD).transpose(0, 2, 3, 1)
+    )
+    return turned.view(np.uint8).reshape(rows // ROWS, -1)
 
 
 def _nibbles(bytes_: NDArray[np.uint8], count: int) -> NDArray[np.float32]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 ROWS = 16  # that a quantised layout interleaves
-GROUP = 32  # columns that share a scale in all but Q8_ROW
+DITHERED = 8192  # columns of a matrix in Q8_HALVES, at most
+GROUP = 32  # columns that share a scale in all but Q8_ROW (a row) and Q8_HALVES (128)
 
 
 class Layout(IntEnum):
@@ -20,6 +21,7 @@ class Layout(IntEnum):
     Q4_32 = 5
     Q4S_32 = 6
     Q4Z_32 = 7
+    Q8_HALVES = 8
 
     @property
     def quantised(self) -> bool:
@@ -28,15 +30,26 @@ class Layout(IntEnum):
     @property
     def bits(self) -> int:
         """Of a value, without its share of a scale."""
-        if self >= Layout.Q4_32:
-            return 4
-        return {Layout.F32: 32, Layout.F16: 16, Layout.BF16: 16}.get(self, 8)
+        return _BITS[self]
 
+
+_BITS = {
+    Layout.F32: 32,
+    Layout.F16: 16,
+    Layout.BF16: 16,
+    Layout.Q8_32: 8,
+    Layout.Q8_ROW: 8,
+    Layout.Q8_HALVES: 8,
+    Layout.Q4_32: 4,
+    Layout.Q4S_32: 4,
+    Layout.Q4Z_32: 4,
+}
 
 # Columns are padded to a multiple of this.
 COLUMNS = {
     Layout.Q8_32: 2 * GROUP,
     Layout.Q8_ROW: 128,
+    Layout.Q8_HALVES: 128,
     Layout.Q4_32: GROUP,
     Layout.Q4S_32: 2 * GROUP,
     Layout.Q4Z_32: 2 * GROUP,
@@ -58,6 +71,8 @@ def block_bytes(columns: int, layout: Layout) -> int:
         return -(-columns // 64) * 576
     if layout is Layout.Q8_32:
         return -(-columns // 64) * 1088
+    if layout is Layout.Q8_HALVES:
+        return -(-columns // 128) * 2112
     return -(-columns // 128) * 128 * ROWS + 64
 
 

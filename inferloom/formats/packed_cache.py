@@ -27,7 +27,7 @@ from inferloom.types import LoadProgress
 Progress = Callable[[LoadProgress], None]
 
 # Raise it when packing comes out differently: older entries are then rebuilt.
-VERSION = 2
+VERSION = 3
 
 
 def packed(checkpoint: Checkpoint, quantization: str) -> Checkpoint | None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inferloom.errors import Unsupported
-from inferloom.formats.layout import GROUP, Layout
+from inferloom.formats.layout import DITHERED, GROUP, Layout
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 
@@ -96,4 +96,8 @@ def target(
         return None if wide or layout.bits == 4 else Layout.Q4Z_32
     if dtype not in FLOATS:
         return None
-    return Layout.Q8_ROW if wide else Layout.Q4Z_32
+    if not wide:
+        return Layout.Q4Z_32
+    # Of an output matrix, or an embedding that serves as one, the greatest result may be all that is wanted.
+    halves = _WIDE.fullmatch(name) is not None and shape[1] <= DITHERED
+    return Layout.Q8_HALVES if halves else Layout.Q8_ROW

@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
+from inferloom.formats.dither import BIAS, dither
 from inferloom.formats.interleaving import (
+    HALVES_GROUP,
     LEVEL_BIAS,
     LEVELS_OF_STEP,
     ZERO_MASK,
     interleave_q4_pairs,
     interleave_q8_32,
+    interleave_q8_halves,
     interleave_q8_row,
 )
 from inferloom.formats.layout import COLUMNS, GROUP, Layout
@@ -32,9 +35,14 @@ _MIDDLE_ZERO = LEVEL_BIAS - LEVELS_OF_STEP * _STEPS // 2  # of a group that reac
 
 
 def pack(values: Floats, layout: Layout) -> Bytes:
-    """Rows [rows, columns], rows a multiple of 16, as Q8_ROW, Q8_32 or Q4Z_32: [rows / 16, bytes]. Raises `InvalidFormat`
+    """Rows [rows, columns], rows a multiple of 16, as Q8_ROW, Q8_HALVES, Q8_32 or Q4Z_32: [rows / 16, bytes]. Raises `InvalidFormat`
     for values that are not finite or out of its scales' range."""
-    packers = {Layout.Q8_ROW: pack_q8_row, Layout.Q8_32: pack_q8_32, Layout.Q4Z_32: pack_q4z_32}
+    packers = {
+        Layout.Q8_ROW: pack_q8_row,
+        Layout.Q8_HALVES: pack_q8_halves,
+        Layout.Q8_32: pack_q8_32,
+        Layout.Q4Z_32: pack_q4z_32,
+    }
     return packers[layout](values)
 
 
@@ -44,6 +52,19 @@ def pack_q8_row(values: Floats) -> Bytes:
     scales = _finite(np.maximum(values.max(axis=1), -values.min(axis=1))) / np.float32(127)
     steps = values * _inverse(scales)[:, None]
     return interleave_q8_row(_biased(steps), scales)
+
+
+def pack_q8_halves(values: Floats) -> Bytes:
+    """A scale for each 128 values of a row: the largest magnitude is 120 steps, so that a byte has room for its column's dither."""
+    values = _whole(values, Layout.Q8_HALVES)
+    rows = len(values)
+    groups = values.reshape(rows, -1, HALVES_GROUP)
+    scales = _finite(np.maximum(groups.max(axis=2), -groups.min(axis=2))) / np.float32(BIAS)
+    steps = groups * _inverse(scales)[..., None]
+    np.rint(steps, out=steps)
+    np.clip(steps, -BIAS, BIAS, out=steps)
+    steps += dither(values.shape[1]).astype(np.float32).reshape(-1, HALVES_GROUP) + BIAS
+    return interleave_q8_halves(steps.astype(np.uint8).reshape(rows, -1), scales)
 
 
 def pack_q8_32(values: Floats) -> Bytes:

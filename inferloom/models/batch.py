@@ -27,6 +27,7 @@ class RaggedBatch:
     context_lens: list[int]  # [B], tokens of the sequence after this pass (cached ones + its rows here)
     page_tables: list[list[int]]  # [B], page numbers that cover context_lens[i] tokens, in order
     logit_rows: list[int]  # rows of token_ids whose logits are wanted
+    best_only: bool = False  # of each of those only the greatest logit matters; others may come out as −∞
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class NativeDecoder(Executor):
             batch.page_tables,
             batch.logit_rows,
             logits.data_ptr(),
+            batch.best_only,
         )
         return logits
 

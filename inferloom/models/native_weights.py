@@ -63,7 +63,8 @@ class NativeWeights:
         # One scale for more activations costs some accuracy, which only models that were quantised here for speed pay
         # (docs/decisions/043, 045).
         quantised = {layout for layout in self._layouts if layout.quantised}
-        here = quantised == {Layout.Q8_ROW} or Layout.Q4Z_32 in quantised
+        rows = {Layout.Q8_ROW, Layout.Q8_HALVES}
+        here = (bool(quantised) and quantised <= rows) or Layout.Q4Z_32 in quantised
         native.int8_group = 128 if here else 32
         return native
 

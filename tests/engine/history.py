@@ -58,6 +58,8 @@ class HistoryExecutor(Executor):
             i for i in range(len(batch.page_tables)) for _ in range(batch.starts[i], batch.starts[i + 1])
         ]
         rows = [self.logits(self.history(batch, owner[row], row)) for row in batch.logit_rows]
+        if batch.best_only:  # as little as an executor may answer then
+            rows = [torch.where(row == row.max(), row, -torch.inf) for row in rows]
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
 
     def history(self, batch: RaggedBatch, sequence: int, row: int) -> list[int]:

@@ -324,3 +324,23 @@ def test_statistics_tell_what_was_done() -> None:
     assert (stats.prompt_tokens, stats.prompt_tokens_computed, stats.generated_tokens) == (50, 50, 10)
     assert stats.steps == 5
     assert stats.pages_free + stats.pages_cached == 20
+
+
+def test_only_what_takes_the_likeliest_tokens_does_without_the_other_logits() -> None:
+    """Alone in its batches; beside another that wants more, everything is computed."""
+    plain = Generate(1, [5, 6, 7], 4, GREEDY)
+    others = {
+        "sampled": Generate(1, [5, 6, 7], 4, SamplingSpec(temperature=0.5)),
+        "scored": Generate(1, [5, 6, 7], 4, GREEDY, logprobs=0),
+        "prompt scored": Generate(1, [5, 6, 7], 4, GREEDY, logprobs=0, prompt_logprobs=True),
+        "penalised": Generate(1, [5, 6, 7], 4, SamplingSpec(temperature=0, frequency_penalty=0.5)),
+        "biased": Generate(1, [5, 6, 7], 4, SamplingSpec(temperature=0, logit_bias={3: 1.0})),
+    }
+    executor = HistoryExecutor()
+    drive(engine(executor=executor), [plain])
+    assert all(batch.best_only for batch in executor.batches)
+    for name, other in others.items():
+        for requests in ([other], [other, Generate(2, [5, 6, 7], 4, GREEDY)]):
+            executor = HistoryExecutor()
+            drive(engine(executor=executor), requests)
+            assert not any(batch.best_only for batch in executor.batches), name

@@ -9,7 +9,7 @@ from inferloom.formats import quantiser
 from inferloom.formats.interleaving import interleave_q4_32, interleave_q4_pairs
 from inferloom.formats.layout import COLUMNS, Layout
 
-QUANTISED = (Layout.Q8_32, Layout.Q8_ROW, Layout.Q4_32, Layout.Q4S_32, Layout.Q4Z_32)
+QUANTISED = (Layout.Q8_32, Layout.Q8_ROW, Layout.Q8_HALVES, Layout.Q4_32, Layout.Q4S_32, Layout.Q4Z_32)
 
 
 def pack(values: NDArray[np.float32], layout: Layout) -> NDArray[np.uint8]:

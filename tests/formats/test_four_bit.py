@@ -148,7 +148,7 @@ def test_the_rest_of_such_a_checkpoint_can_be_packed_too(method: str, tmp_path: 
     checkpoint = prepare(str(tmp_path / "m"), quantization="int8")
     assert checkpoint.quantization == f"{method}+int8"
     weights = opened(checkpoint)
-    assert weights["lm_head.weight"].layout is Layout.Q8_ROW
+    assert weights["lm_head.weight"].layout is Layout.Q8_HALVES
     assert all(weights[name].layout is Layout.Q4_32 for name in values)
 
 

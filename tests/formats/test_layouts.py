@@ -35,6 +35,15 @@ def half(raw: np.ndarray, at: int) -> float:
     return float(raw[at : at + 2].view(np.float16)[0])
 
 
+def dithered(column: int) -> int:
+    """splitmix64 (Steele, Lea, Flood 2014), its first published outputs for the seed 0 among others."""
+    whole = (1 << 64) - 1
+    z = (column + 1) * 0x9E3779B97F4A7C15 & whole
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & whole
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & whole
+    return (z ^ z >> 31) >> 60
+
+
 def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, column: int) -> float:
     """One value, found as the document says, without any of the code under test."""
     columns, lane = shape[1], row % 16
@@ -43,6 +52,15 @@ def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, c
         block = raw[row // 16 * (16 * wide + 64) :]
         scale = float(block[16 * wide + 4 * lane :][:4].view(np.float32)[0])
         return scale * (int(block[column // 4 * 64 + 4 * lane + column % 4]) - 128)
+    if layout is Layout.Q8_HALVES:
+        groups = -(-columns // 128)
+        block = raw[row // 16 * groups * 2112 :]
+        upper, lower = block[column // 128 * 1088 :], block[groups * 1088 + column // 128 * 1024 :]
+        within = column % 128 // 32 * 256 + column % 16 // 4 * 64 + 4 * lane + column % 4
+        shift = 4 if column % 32 >= 16 else 0
+        byte = (int(upper[within]) >> shift & 15) << 4 | int(lower[within]) >> shift & 15
+        scale = np.float32(upper[1024 + 4 * lane :][:4].view(np.float32)[0])
+        return float(scale * np.float32(byte - 120 - dithered(column)))
     if layout is Layout.Q8_32:
         block = raw[(row // 16 * -(-columns // 64) + column // 64) * 1088 :]
         within = column % 64

@@ -11,7 +11,7 @@ from inferloom.formats import quantiser
 from inferloom.formats.layout import Layout
 from inferloom.formats.layouts import PackedTensor, dequantise
 
-QUANTISED = (Layout.Q8_32, Layout.Q8_ROW, Layout.Q4Z_32)
+QUANTISED = (Layout.Q8_32, Layout.Q8_ROW, Layout.Q8_HALVES, Layout.Q4Z_32)
 
 
 def back(values: np.ndarray, layout: Layout) -> np.ndarray:
@@ -28,7 +28,8 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("layout", "bound"), [(Layout.Q8_32, 0.0058), (Layout.Q8_ROW, 0.0095), (Layout.Q4Z_32, 0.078)]
+    ("layout", "bound"),
+    [(Layout.Q8_32, 0.0058), (Layout.Q8_ROW, 0.0095), (Layout.Q8_HALVES, 0.0071), (Layout.Q4Z_32, 0.078)],
 )
 def test_the_relative_error_on_gaussian_weights(layout: Layout, bound: float) -> None:
     for shape in ((256, 576), (256, 1024), (64, 4096), (16, 100)):
@@ -44,12 +45,14 @@ def test_four_bits_beat_the_plain_minimum_and_maximum() -> None:
     assert relative(values, Layout.Q4Z_32) < 0.97 * np.linalg.norm(plain - groups) / np.linalg.norm(groups)
 
 
-@pytest.mark.parametrize("layout", [Layout.Q8_32, Layout.Q8_ROW])
-def test_eight_bits_are_within_half_a_step_of_the_largest(layout: Layout) -> None:
+@pytest.mark.parametrize(
+    ("layout", "width", "steps"),
+    [(Layout.Q8_32, 32, 127), (Layout.Q8_ROW, 512, 127), (Layout.Q8_HALVES, 128, 120)],
+)
+def test_eight_bits_are_within_half_a_step_of_the_largest(layout: Layout, width: int, steps: int) -> None:
     values = weights(64, 512)
-    width = 32 if layout is Layout.Q8_32 else 512
     groups, ours = values.reshape(-1, width), back(values, layout).reshape(-1, width)
-    half_step = np.abs(groups).max(1, keepdims=True) / 127 / 2
+    half_step = np.abs(groups).max(1, keepdims=True) / steps / 2
     assert (np.abs(ours - groups) <= half_step * 1.002).all()
 
 

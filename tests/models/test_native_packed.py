@@ -39,13 +39,13 @@ CARD = ModelCard(
 
 # What each kind of matrix is packed as; None: left as it is.
 SCHEMES: dict[str, dict[str, Layout | None]] = {
-    "int8": {"": Layout.Q8_ROW},
-    "int4": {"embed_tokens": Layout.Q8_ROW, "": Layout.Q4Z_32},
+    "int8": {"embed_tokens": Layout.Q8_HALVES, "": Layout.Q8_ROW},
+    "int4": {"embed_tokens": Layout.Q8_HALVES, "": Layout.Q4Z_32},
     "int4 of a GGUF": {"embed_tokens": Layout.Q8_32, "": Layout.Q4Z_32},
     "int4-all": {"": Layout.Q4Z_32},
     "q4_0": {"embed_tokens": Layout.Q8_32, "": Layout.Q4S_32},
     "q8_0": {"": Layout.Q8_32},
-    "rows and groups": {"mlp": Layout.Q8_ROW, "": Layout.Q8_32},
+    "rows and groups": {"embed_tokens": Layout.Q8_HALVES, "mlp": Layout.Q8_ROW, "": Layout.Q8_32},
     "as a mixed GGUF": {
         "embed_tokens": Layout.Q8_32,
         "v_proj": Layout.Q8_32,
@@ -80,7 +80,7 @@ def aligned(data: torch.Tensor) -> torch.Tensor:
     return room[begin : begin + data.numel()].copy_(data)
 
 
-def executors(checkpoint: Checkpoint, tensors: Tensors) -> tuple[NativeDecoder, Decoder]:
+def executors(checkpoint: Checkpoint, tensors: Tensors, *, threads: int = 2) -> tuple[NativeDecoder, Decoder]:
     """The native one over the packed tensors, and the reference in float32 over the same values."""
     spec = DecoderSpec.from_config(read_json(Path(checkpoint.folder) / "config.json"))
     kernels, cpu = ReferenceKernels(), torch.device("cpu")
@@ -89,7 +89,7 @@ def executors(checkpoint: Checkpoint, tensors: Tensors) -> tuple[NativeDecoder, 
         return TensorReader(source, dtype=torch.float32, stored=None, device=cpu, packed=whole)
 
     native = NativeDecoder(
-        spec, read_decoder(spec, reader(tensors, whole=True), kernels), card=CARD, threads=2
+        spec, read_decoder(spec, reader(tensors, whole=True), kernels), card=CARD, threads=threads
     )
     values = {
         name: dequantise(tensor) if isinstance(tensor, PackedTensor) else tensor

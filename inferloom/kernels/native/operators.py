@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inferloom.formats.layouts import Layout, PackedTensor
+from inferloom.formats.layouts import PackedTensor
 from inferloom.kernels.native import library
 from inferloom.kernels.reference import ReferenceKernels
 
@@ -12,13 +12,12 @@ from inferloom.kernels.reference import ReferenceKernels
 FLOAT, BFLOAT16, INT8 = 1, 2, 4
 
 _FLOAT_LAYOUTS = {torch.float32: (0, FLOAT), torch.float16: (1, FLOAT), torch.bfloat16: (2, BFLOAT16)}
-_PACKED_LAYOUTS = {Layout.Q8_32: 3, Layout.Q8_ROW: 4, Layout.Q4_32: 5, Layout.Q4S_32: 6, Layout.Q4Z_32: 7}
 
 
 def layout_of(weight: torch.Tensor | PackedTensor) -> tuple[int, int]:
     """(number of the layout, form of the activations that it reads)."""
     if isinstance(weight, PackedTensor):
-        return _PACKED_LAYOUTS[weight.layout], INT8
+        return int(weight.layout), INT8
     return _FLOAT_LAYOUTS[weight.dtype]
 
 
