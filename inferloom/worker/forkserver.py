@@ -7,22 +7,25 @@ worker's end of the socket pair, the pipe for its stderr); the answer is `{"id",
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from inferloom.worker.huge_pages import collapse_heap
-from inferloom.worker.lineage import die_with, threads
+from inferloom.worker.lineage import die_with, name_process, threads
+from inferloom.worker.spare import DESCRIPTORS, Spare
 
 REQUEST_BYTES = 4096
-DESCRIPTORS = 2  # of one request: socket, stderr
+PAUSE_SECS = 1.0  # without a request, before a worker is forked ahead of the next
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -79,57 +82,65 @@ def check_single_threaded() -> None:
 
 
 def serve(control: socket.socket, *, gateway: int) -> NoReturn:
-    """Fork a worker for every request until the gateway closes the control socket."""
+    """A worker for every request until the gateway closes the control socket. In a pause one is forked ahead of the next."""
+    spare: Spare | None = None
     while True:
+        if spare is None and not _arrives(control, within=PAUSE_SECS):
+            spare = _spare(control, gateway=gateway)
         message, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, DESCRIPTORS)
         if not message:
             os._exit(0)
         number = json.loads(message)["id"]
         try:
-            check_single_threaded()
-            pid = _fork_worker(control, descriptors, gateway=gateway)
+            pid = _employ(spare, control, descriptors, gateway=gateway)
         except (RuntimeError, OSError) as error:
             _answer(control, id=number, error=str(error))
         else:
             _answer(control, id=number, pid=pid)
         finally:
+            spare = None
             for descriptor in descriptors:
                 os.close(descriptor)
 
 
-def _fork_worker(control: socket.socket, descriptors: Sequence[int], *, gateway: int) -> int:
-    """Fork twice, so that the worker's parent is gone at once and the kernel hands it to the gateway. Its pid."""
-    reading, writing = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        _middle(control, descriptors, writing, gateway=gateway)
-    os.close(writing)
-    answer = os.read(reading, 4)
-    os.close(reading)
-    os.waitpid(middle, 0)
-    if len(answer) != 4:
-        raise RuntimeError("fork failed: the machine has no room for another process")
-    return int.from_bytes(answer, "little")
+def _arrives(control: socket.socket, *, within: float) -> bool:
+    return bool(select.select([control], [], [], within)[0])
 
 
-def _middle(control: socket.socket, descriptors: Sequence[int], writing: int, *, gateway: int) -> NoReturn:
-    """The process between: it must never return into the forkserver's code."""
-    me = os.getpid()
+def _employ(spare: Spare | None, control: socket.socket, descriptors: Sequence[int], *, gateway: int) -> int:
+    """The spare worker or, where there is none or it is gone, another one. Its pid."""
+    if spare is not None:
+        with contextlib.suppress(OSError):
+            return spare.employ(descriptors)
+    return _forked(control, gateway=gateway).employ(descriptors)
+
+
+def _forked(control: socket.socket, *, gateway: int, prepare: Callable[[], None] | None = None) -> Spare:
+    """Raises `RuntimeError` where forking would not be safe, `OSError` where there is no room."""
+    check_single_threaded()
+    return Spare(_work, gateway=gateway, closing=control, prepare=prepare)
+
+
+def _spare(control: socket.socket, *, gateway: int) -> Spare | None:
+    """A worker ahead of a request; None where none can be forked, which the request will be told."""
     try:
-        pid = os.fork()
-        if pid == 0:
-            os.close(writing)
-            control.close()
-            _worker(descriptors, gateway=gateway, middle=me)
-        os.write(writing, pid.to_bytes(4, "little"))
-    finally:
-        os._exit(0)
+        return _forked(control, gateway=gateway, prepare=_prepare)
+    except (RuntimeError, OSError):
+        return None
 
 
-def _worker(descriptors: Sequence[int], *, gateway: int, middle: int) -> NoReturn:
+def _prepare() -> None:
+    """What a load would do first, in a worker that waits for one."""
+    name_process("loom:spare")
+    if "inferloom.worker.native" in sys.modules:
+        from inferloom.worker.rehearsal import rehearse
+
+        rehearse()
+
+
+def _work(descriptors: Sequence[int]) -> NoReturn:
     status = 1
     try:
-        die_with(gateway, middle=middle)
         sock, stderr = descriptors
         os.dup2(stderr, 1)  # a stray print must not reach the terminal's stdout
         os.dup2(stderr, 2)
