@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from inferloom.engine.pages import PagePool
-from inferloom.engine.prefix_cache import PrefixCache
+from inferloom.engine.prefix_cache import Content, PrefixCache
 from inferloom.engine.sequence import Request
 from inferloom.models.batch import PAGE_SIZE, PageTable
 from inferloom.models.kv_memory import give_back, page_bytes, write_page
@@ -39,6 +39,8 @@ class PageRoom:
         self._longest = longest
         self._least = least
         self._wanted = pool.total
+        if cache is not None:
+            cache.fill = partial(write_page, self._kept_tables)
 
     @property
     def pages(self) -> int:
@@ -86,23 +88,24 @@ class PageRoom:
     def _kept_tables(self) -> list[PageTable]:
         return [*self._tables, *self._drafting]
 
-    def hottest(self, count: int) -> list[tuple[bytes, Callable[[], bytes | memoryview]]]:
+    def hottest(self, count: int) -> list[tuple[bytes, Content]]:
         """At most so many pages of the prefix cache, the most recently used first: key, and what reads the content, to
         be called before the next step."""
-        if self._cache is None or not self._tables:
+        cache = self._cache
+        if cache is None or not self._tables:
             return []
         return [
-            (key, partial(page_bytes, self._kept_tables, page)) for key, page in self._cache.hottest()[:count]
+            (key, cache.promised(page) or partial(page_bytes, self._kept_tables, page))
+            for key, page in cache.hottest()[:count]
         ]
 
-    def attach(self, pages: Sequence[tuple[bytes, memoryview]]) -> int:
-        """Bring such pages back, as far as there are free ones; how many."""
+    def attach(self, pages: Sequence[tuple[bytes, Content]]) -> int:
+        """Bring such pages back, as far as there are free ones; how many. Their content is read when a prompt wants it."""
         if self._cache is None or not self._tables:
             return 0
         fitting = [(key, content) for key, content in pages if key not in self._cache][: self._pool.free]
         for key, content in reversed(fitting):  # the hottest becomes idle last
             page = self._pool.allocate()
-            write_page(self._kept_tables, page, content)
-            self._cache.put(key, page)
+            self._cache.promise(key, page, content)
             self._pool.release(page)
         return len(fitting)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from inferloom.engine.pages import PagePool
+
+Content = Callable[[], bytes | memoryview | None]  # a page's bytes; None where there are none any more
 
 
 def extend_keys(keys: list[bytes], tokens: Sequence[int], *, pages: int, page_size: int) -> None:
@@ -29,6 +31,8 @@ class PrefixCache:
         self._pool = pool
         self._pages: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}
+        self._promised: dict[int, Content] = {}  # pages that are filled when somebody takes them
+        self.fill: Callable[[int, bytes | memoryview], None] = lambda page, content: None
         pool.on_reclaim = self._drop
 
     def __len__(self) -> int:
@@ -42,7 +46,7 @@ class PrefixCache:
         pages: list[int] = []
         for key in keys:
             page = self._pages.get(key)
-            if page is None:
+            if page is None or not self._is_filled(page):
                 break
             self._pool.share(page)
             pages.append(page)
@@ -54,6 +58,27 @@ class PrefixCache:
             self._pages[key] = page
             self._keys[page] = key
             self._pool.keep(page)
+
+    def promise(self, key: bytes, page: int, content: Content) -> None:
+        """As `put`, of a page whose content is read, and given to `fill`, when it is taken."""
+        self.put(key, page)
+        self._promised[page] = content
+
+    def promised(self, page: int) -> Content | None:
+        """What a page that was never taken is to be filled with."""
+        return self._promised.get(page)
+
+    def _is_filled(self, page: int) -> bool:
+        content = self._promised.pop(page, None)
+        if content is None:
+            return True
+        found = content()
+        if found is None:
+            self._drop(page)
+            self._pool.forget(page)
+            return False
+        self.fill(page, found)
+        return True
 
     def hottest(self) -> list[tuple[bytes, int]]:
         """Keys and pages, the most recently used first; a prefix comes before what follows it."""
@@ -69,3 +94,4 @@ class PrefixCache:
 
     def _drop(self, page: int) -> None:
         del self._pages[self._keys.pop(page)]
+        self._promised.pop(page, None)

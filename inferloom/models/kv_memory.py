@@ -81,7 +81,7 @@ def page_bytes(tables: Sequence[PageTable], page: int) -> bytes | memoryview:
     return views[0].toreadonly() if len(views) == 1 else b"".join(views)
 
 
-def write_page(tables: Sequence[PageTable], page: int, content: memoryview) -> None:
+def write_page(tables: Sequence[PageTable], page: int, content: bytes | memoryview) -> None:
     """What `page_bytes` gave becomes the content of a page."""
     assert len(content) == sum(table.size for table in tables)
     place = 0

@@ -31,7 +31,7 @@ from inferloom.worker.kv_pool import most_pages, pool_pages
 from inferloom.worker.messages.job import WorkerJob
 from inferloom.worker.messages.replies import FromWorker, Rejected, Resized, Spilled, Stats, Step
 from inferloom.worker.messages.requests import Cancel, Embed, Generate, Resize, Spill
-from inferloom.worker.spilled import Foreign, Header, fitting, read, write
+from inferloom.worker.spilled import Foreign, KeptPages, fitting, read, write
 
 log = logging.getLogger("inferloom.worker")
 
@@ -97,7 +97,7 @@ class _Attached(NamedTuple):
 
     path: str
     owner: str
-    keys: frozenset[bytes]
+    kept: KeptPages
 
 
 class EngineHost:
@@ -198,24 +198,29 @@ class EngineHost:
         pages = room.hottest(count) if count and not self._engine.unfinished else []
         if not pages:
             return Spilled(id=request.id, pages=0, bytes=0)
-        header = Header(request.owner, self._computed_by, room.bytes_per_page, [key for key, _ in pages])
         try:
-            if size := self._kept_already(request, header):
+            if size := self._kept_already(request, {key for key, _ in pages}):
                 return Spilled(id=request.id, pages=len(pages), bytes=size)
-            size = write(Path(request.path), header, (content() for _, content in pages))
+            size = write(
+                Path(request.path),
+                owner=request.owner,
+                executor=self._computed_by,
+                page_bytes=room.bytes_per_page,
+                pages=pages,
+            )
         except OSError as error:
             log.warning("cached prefixes of %s are not kept: %s", self.card.architecture, error)
             return Spilled(id=request.id, pages=0, bytes=0)
         return Spilled(id=request.id, pages=len(pages), bytes=size)
 
-    def _kept_already(self, request: Spill, header: Header) -> int:
+    def _kept_already(self, request: Spill, keys: set[bytes]) -> int:
         """Bytes of the file that this worker's pages came from, where it holds these pages and no others. 0: it does not."""
-        kept = self._attached
-        if kept is None or (kept.path, kept.owner) != (request.path, header.owner):
+        attached = self._attached
+        if attached is None or (attached.path, attached.owner) != (request.path, request.owner):
             return 0
-        if kept.keys != frozenset(header.keys):
+        if attached.kept.keys != keys or attached.kept.damaged:
             return 0
-        size = Path(kept.path).stat().st_size if Path(kept.path).exists() else 0
+        size = Path(attached.path).stat().st_size if Path(attached.path).exists() else 0
         return size if size <= request.max_bytes else 0
 
     def _attach(self, job: WorkerJob) -> None:
@@ -231,8 +236,8 @@ class EngineHost:
             log.warning("the kept prefixes of %s in %s are discarded: %s", job.model, path, error)
             path.unlink(missing_ok=True)
             return
-        if room.attach(kept) == len(kept):
-            self._attached = _Attached(job.spill, job.spill_key, frozenset(key for key, _ in kept))
+        if room.attach(kept.pages()) == len(kept.keys):
+            self._attached = _Attached(job.spill, job.spill_key, kept)
 
     def flush(self) -> None:
         self._engine.flush()

@@ -153,7 +153,7 @@ async def test_a_file_that_cannot_be_used_is_discarded_and_said(
     whole = path.read_bytes()
     path.write_bytes(
         {
-            "flipped": whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:],
+            "flipped": whole[:-100] + bytes([whole[-100] ^ 255]) + whole[-99:],
             "cut": whole[: len(whole) // 2],
             "foreign": b"something else entirely" * 100,
         }[damage]
@@ -164,6 +164,34 @@ async def test_a_file_that_cannot_be_used_is_discarded_and_said(
     assert await answer(runner) == (first, 0)
     assert store.find(name) is None
     await runner.close()
+
+
+@module
+async def test_a_damaged_page_is_computed_again_and_the_next_file_is_whole(
+    pool: WorkerPool, checkpoint: Checkpoint, store: KvStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = await loaded(pool, checkpoint, store)
+    first, _ = await answer(runner)
+    await known(checkpoint)
+    await runner.spill()
+    await runner.close()
+    name = name_of(model(checkpoint), checkpoint)
+    assert name is not None
+    path = store.find(name)
+    assert path is not None
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:])
+    with caplog.at_level(logging.INFO):
+        await runner.load_weights(None, WeightSource(source=checkpoint.folder))
+        tokens, cached = await answer(runner)
+        await becomes(lambda: "it is damaged" in caplog.text)
+    assert tokens == first
+    assert cached < 192
+    await runner.spill()
+    await runner.close()
+    other = await loaded(pool, checkpoint, store)
+    assert await answer(other) == (first, 192)
+    await other.close()
 
 
 def test_other_options_and_other_weights_have_other_names(checkpoint: Checkpoint, tmp_path: Path) -> None:

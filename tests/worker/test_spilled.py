@@ -1,24 +1,33 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from inferloom.worker.spilled import Foreign, Header, fitting, read, write
+from inferloom.worker.spilled import Foreign, fitting, read, write
 
 PAGES = [(bytes([number]) * 32, bytes([number]) * 96) for number in range(5)]
 
 
 def written(path: Path, *, owner: str = "me") -> Path:
-    header = Header(owner, "native", 96, [key for key, _ in PAGES])
-    assert write(path, header, (page for _, page in PAGES)) == path.stat().st_size
+    pages = [(key, partial(bytes, page)) for key, page in PAGES]
+    pages.insert(2, (b"gone" * 8, nothing))  # type: ignore[arg-type]
+    size = write(path, owner=owner, executor="native", page_bytes=96, pages=pages)
+    assert size == path.stat().st_size
     return path
+
+
+def nothing() -> None:
+    """A page that its own file has lost."""
 
 
 def test_pages_come_back_as_they_were(tmp_path: Path) -> None:
     path = written(tmp_path / "a.kv")
     found = read(path, owner="me", executor="native", page_bytes=96)
-    assert [(key, bytes(page)) for key, page in found] == PAGES
+    assert [(key, bytes(content() or b"")) for key, content in found.pages()] == PAGES
+    assert found.keys == {key for key, _ in PAGES}
+    assert not found.damaged
     assert path.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in tmp_path.iterdir()] == ["a.kv"]
 
@@ -35,13 +44,23 @@ def test_pages_of_another_model_or_computed_otherwise_are_refused(
         read(path, **asked)  # type: ignore[arg-type]
 
 
-def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
+def test_any_damaged_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = written(tmp_path / "a.kv").read_bytes()
     damaged = tmp_path / "b.kv"
+    pages = range(8, 8 + 5 * 96)
     for place in range(0, len(whole), 7):
         damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(Foreign):
-            read(damaged, owner="me", executor="native", page_bytes=96)
+        if place not in pages:
+            with pytest.raises(Foreign):
+                read(damaged, owner="me", executor="native", page_bytes=96)
+            continue
+        caplog.clear()
+        found = read(damaged, owner="me", executor="native", page_bytes=96)
+        contents = [content() for _, content in found.pages()]
+        lost = [number for number, content in enumerate(contents) if content is None]
+        assert lost == [(place - 8) // 96]
+        assert found.damaged
+        assert "b.kv is discarded: it is damaged" in caplog.text
     for length in range(0, len(whole), 11):
         damaged.write_bytes(whole[:length])
         with pytest.raises(Foreign):
@@ -55,12 +74,12 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) ->
     path = written(tmp_path / "a.kv")
     before = path.read_bytes()
 
-    def breaking() -> object:
-        yield b"1" * 96
+    def breaking() -> bytes:
         raise OSError("no space left")
 
+    pages = [(b"x" * 32, partial(bytes, 96)), (b"y" * 32, breaking)]
     with pytest.raises(OSError, match="no space"):
-        write(path, Header("me", "native", 96, [b"x"]), breaking())  # type: ignore[arg-type]
+        write(path, owner="me", executor="native", page_bytes=96, pages=pages)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.kv"]
 
@@ -68,5 +87,5 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) ->
 def test_as_many_pages_as_the_bytes_allow(tmp_path: Path) -> None:
     size = written(tmp_path / "a.kv").stat().st_size
     assert fitting(size, 96) <= 5
-    assert fitting(4096 + 5 * (96 + 40), 96) == 5
+    assert fitting(4096 + 5 * (96 + 48), 96) == 5
     assert fitting(100, 96) == fitting(1 << 30, 0) == 0
