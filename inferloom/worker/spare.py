@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -32,7 +34,14 @@ class Spare:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()  # the number of the worker's process
         held, self._holding = os.pipe()  # the process between lives until this end is closed
-        self._middle = os.fork()
+        try:
+            self._middle = os.fork()
+        except OSError:
+            self._ours.close()
+            theirs.close()
+            for descriptor in (reading, writing, held, self._holding):
+                os.close(descriptor)
+            raise
         if self._middle == 0:
             try:
                 closing.close()
@@ -49,9 +58,7 @@ class Spare:
                 os.write(writing, pid.to_bytes(4, "little"))
                 os.close(writing)
                 os.read(held, 1)
-                os.waitpid(
-                    pid, os.WNOHANG
-                )  # where it has ended before it was needed, the gateway must not find it
+                os.waitpid(pid, os.WNOHANG)  # one that has ended unemployed is not the gateway's to reap
             finally:
                 os._exit(0)
         theirs.close()
@@ -95,5 +102,8 @@ def _wait(
             theirs.close()
             die_with(gateway, middle=middle)
             work(descriptors)
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(0)
