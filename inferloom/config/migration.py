@@ -48,8 +48,11 @@ def _misshapen(values: Mapping[str, Any]) -> Iterator[Path]:
     if isinstance(models, Mapping):
         models = {"": models} if is_single_table(models) else models
         entries = [(("model", name) if name else ("model",), entry) for name, entry in models.items()]
-    else:
+    elif isinstance(models, list):
         entries = [(("model", number), entry) for number, entry in enumerate(models)]
+    else:
+        yield ("model",)
+        return
     for path, entry in entries:
         if not isinstance(entry, Mapping):
             yield path

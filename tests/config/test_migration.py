@@ -170,3 +170,9 @@ def test_any_older_file_can_be_migrated(models: dict[str, dict[str, object]], dr
         scheduler = models[model.name].get("scheduler")
         expected = scheduler["policy"] if isinstance(scheduler, dict) else "adaptive"
         assert model.scheduler.batch_policy == expected
+
+
+@pytest.mark.parametrize("value", ["false", "3", '"tiny"', "2026-01-01"])
+def test_models_that_are_neither_a_list_nor_tables_are_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\]? must be a table before the file can be migrated"):
+        migrate(f'model = {value}\n[server]\nprimary_model = "a"\n', origin="f")
