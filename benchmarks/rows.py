@@ -12,7 +12,7 @@ from peers import conversions, llamacpp, openvino, own, vllm
 from peers.contender import Contender, HttpContender, Prompts
 from peers.pool import Start
 
-from inferloom.formats.layout import Layout, packed_bytes
+from inferloom.formats.layout import HALVES_LOWER, HALVES_UPPER, Layout, packed_bytes
 from inferloom.formats.packed_file import packed_entries
 from inferloom.formats.prepare import locate
 from inferloom.formats.safetensors_file import read_header
@@ -186,7 +186,9 @@ def _left_out(file: Path) -> int:
     """Bytes of a file that a greedy token does not read: lower halves of the output matrix (all but some 2 %)."""
     entries = packed_entries(read_header(file), file.name).values()
     return sum(
-        packed_bytes(shape, layout) * 1024 // 2112 for layout, shape in entries if layout is Layout.Q8_HALVES
+        packed_bytes(shape, layout) * HALVES_LOWER // (HALVES_UPPER + HALVES_LOWER)
+        for layout, shape in entries
+        if layout is Layout.Q8_HALVES
     )
 
 

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <stdexcept>
+#include <string>
 
 #include "bindings.h"
 #include "decoder.h"
@@ -48,7 +49,7 @@ class StepDecoder {
       : decoder(operators(best_isa()), spec, weights, threads) {}
 
   void step(nb::list token_ids, nb::list starts, nb::list context_lens, nb::list page_tables, nb::list logit_rows,
-            uintptr_t logits, bool best_only) {
+            uintptr_t logits, uintptr_t best) {
     assign(batch_.token_ids, token_ids.ptr());
     assign(batch_.starts, starts.ptr());
     assign(batch_.context_lens, context_lens.ptr());
@@ -59,9 +60,8 @@ class StepDecoder {
       append(batch_.page_tables, table.ptr());
       batch_.page_starts.push_back(static_cast<int32_t>(batch_.page_tables.size()));
     }
-    batch_.best_only = best_only;
     nb::gil_scoped_release release;
-    decoder.step(batch_, reinterpret_cast<float*>(logits));
+    decoder.step(batch_, reinterpret_cast<float*>(logits), reinterpret_cast<int32_t*>(best));
   }
 
   nb::dict profile() const {
@@ -101,7 +101,7 @@ void bind_decoder(nb::module_& module) {
                throw std::invalid_argument("there is no such layout");
              }
              if (static_cast<Layout>(layout) == Layout::Q8_HALVES && cols > kMostDithered) {
-               throw std::invalid_argument("a matrix in Q8_HALVES has at most 8192 columns");
+               throw std::invalid_argument("a matrix in Q8_HALVES has at most " + std::to_string(kMostDithered) + " columns");
              }
              new (self) Linear{static_cast<Layout>(layout), rows, cols, pointer<void>(data), pointer<float>(bias)};
            },
@@ -180,6 +180,7 @@ void bind_decoder(nb::module_& module) {
       .def_prop_ro("threads", [](const StepDecoder& self) { return self.decoder.threads(); })
       .def_prop_ro("kv_bytes_per_page", [](const StepDecoder& self) { return self.decoder.kv_bytes_per_page(); })
       .def_prop_ro("scratch_bytes", [](const StepDecoder& self) { return self.decoder.scratch_bytes(); })
+      .def_prop_ro("computed_share", [](const StepDecoder& self) { return self.decoder.computed_share(); })
       .def("set_kv",
            [](StepDecoder& self, uintptr_t pool, int pages) {
              self.decoder.set_kv(reinterpret_cast<uint8_t*>(pool), pages);
@@ -191,7 +192,7 @@ void bind_decoder(nb::module_& module) {
            },
            "table"_a, "cos_sin"_a, "positions"_a, "rotary"_a)
       .def("step", &StepDecoder::step, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a,
-           "logit_rows"_a, "logits"_a, "best_only"_a = false)
+           "logit_rows"_a, "logits"_a, "best"_a = 0)
       .def_prop_rw("profiled", [](const StepDecoder& self) { return self.decoder.profile.enabled; },
                    [](StepDecoder& self, bool enabled) {
                      self.decoder.profile.clear();

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -95,7 +96,8 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
   peaks_.resize(static_cast<size_t>(threads));
   for (int i = 0; i < threads; ++i) {
     private_.push_back({ActivationBuffer(spec.hidden_size, hidden_forms(weights_), spec.int8_group),
-                        ActivationBuffer(queries, mixed_forms(weights_), spec.int8_group), Buffer()});
+                        ActivationBuffer(queries, mixed_forms(weights_), spec.int8_group), Buffer(), {}, {}});
+    private_.back().maxima.resize(static_cast<size_t>((spec.vocab_size + kMaximumBlock - 1) / kMaximumBlock));
   }
   profile.threads.resize(static_cast<size_t>(threads));
 }
@@ -188,10 +190,10 @@ void Decoder::plan(const StepBatch& batch) {
   plans_.back().make(sequences_, spec_, weights_.layers.back().window, is_wanted_.data(), team_.most());
 }
 
-bool Decoder::may_screen(const StepBatch& batch) const {
+bool Decoder::may_screen(int32_t wanted) const {
   const bool plain = !weights_.head.bias && spec_.logit_soft_cap == 0.0f && spec_.logit_factor > 0.0f;
-  const bool few = batch.wanted() > 0 && batch.wanted() <= kScreenedRows;
-  return batch.best_only && few && plain && weights_.head.layout == Layout::Q8_HALVES;
+  const bool few = wanted > 0 && wanted <= kScreenedRows;
+  return few && plain && weights_.head.layout == Layout::Q8_HALVES;
 }
 
 void Decoder::reserve(const StepBatch& batch) {
@@ -219,13 +221,24 @@ void Decoder::reserve(const StepBatch& batch) {
   }
 }
 
-void Decoder::step(const StepBatch& batch, float* logits) {
+void Decoder::choose(int32_t* best) const {
+  for (size_t row = 0; row < private_.front().best.size(); ++row) {
+    Best all;
+    for (const Private& thread : private_) all.see(thread.best[row].value, thread.best[row].id);
+    best[row] = std::isfinite(all.value) ? all.id : -1;
+  }
+}
+
+void Decoder::step(const StepBatch& batch, float* logits, int32_t* best) {
   if (batch.rows() == 0) return;
   check(batch);
   plan(batch);
   reserve(batch);
-  screened_ = may_screen(batch) && screening_.pays();
+  best_only_ = best != nullptr;
+  screened_ = best_only_ && may_screen(batch.wanted()) && screening_.pays();
   computed_ = 0;
+  for (auto& peaks : peaks_) peaks.fill({-INFINITY, 0});
+  for (Private& thread : private_) thread.best.assign(best_only_ ? static_cast<size_t>(batch.wanted()) : 0, Best{});
   team_.prepare();
   if (profile.enabled) ++profile.steps;
 #pragma omp parallel num_threads(team_.most())
@@ -234,6 +247,7 @@ void Decoder::step(const StepBatch& batch, float* logits) {
     StepWorker(*this, batch, logits, Team::Member(team_, omp_get_thread_num(), omp_get_num_threads())).run();
   }
   if (screened_) screening_.observe(computed_, weights_.head.blocks());
+  if (best_only_ && batch.wanted() > 0) choose(best);
 }
 
 }  // namespace inferloom

@@ -74,7 +74,6 @@ struct StepBatch {
   std::vector<int32_t> page_starts;   // [B + 1], into page_tables
   std::vector<int32_t> page_tables;
   std::vector<int32_t> logit_rows;
-  bool best_only = false;  // of each wanted row only the greatest logit matters; others may come out as −∞
 
   int32_t rows() const { return static_cast<int32_t>(token_ids.size()); }
   int32_t sequences() const { return static_cast<int32_t>(context_lens.size()); }
@@ -132,6 +131,8 @@ class Decoder {
   int threads() const { return team_.most(); }
   size_t kv_bytes_per_page() const;   // over all layers
   size_t scratch_bytes() const;       // that the steps so far have needed
+  // What share of the output matrix the last step has computed exactly: 1, or less where it looked for the greatest by bounds.
+  double computed_share() const { return screened_ ? static_cast<double>(computed_) / weights_.head.blocks() : 1.0; }
 
   // The pool [pages][layers] of kv_page_bytes each, at a multiple of 64 bytes: a page's layers lie together, so that the
   // first tokens touch one huge page of the kernel's and not one for each layer.
@@ -139,10 +140,11 @@ class Decoder {
   // cos_sin [positions, rotary] as in `HeadJob`. `rotary`: elements of a head that turn.
   void set_rope(int32_t table, const float* cos_sin, int32_t positions, int32_t rotary);
 
-  // Writes K and V of all rows to their pages and float32 logits [wanted, vocab_size]. Throws std::invalid_argument,
-  // before anything is written, for a batch that does not hold together or reaches beyond the vocabulary, the pool or
-  // the rope tables.
-  void step(const StepBatch& batch, float* logits);
+  // Writes K and V of all rows to their pages and float32 logits [wanted, vocab_size]. With `best` [wanted] the ids of each
+  // row's greatest logit instead, the first of equal ones, or −1 where the row is no distribution; `logits` is scratch then.
+  // Throws std::invalid_argument, before anything is written, for a batch that does not hold together or reaches beyond the
+  // vocabulary, the pool or the rope tables.
+  void step(const StepBatch& batch, float* logits, int32_t* best = nullptr);
 
   Profile profile;
 
@@ -159,12 +161,15 @@ class Decoder {
   struct Private {
     ActivationBuffer hidden, mixed;  // of few rows, which every thread converts for itself
     Buffer scratch;                  // of the attention operator
+    std::vector<Best> best;          // of each wanted row, among the logits that the thread has computed
+    std::vector<float> maxima;       // of a piece of a row of logits
   };
 
   void check(const StepBatch& batch) const;
   void plan(const StepBatch& batch);
-  bool may_screen(const StepBatch& batch) const;
+  bool may_screen(int32_t wanted) const;
   void reserve(const StepBatch& batch);
+  void choose(int32_t* best) const;
 
   DecoderSpec spec_;
   DecoderWeights weights_;
@@ -185,8 +190,9 @@ class Decoder {
   std::vector<AttentionPlan> plans_; // of each distinct window, then the last layer's
   std::vector<int32_t> plan_of_;     // of each layer
 
+  bool best_only_ = false;           // of each wanted row only the greatest logit matters
   Screening screening_;
-  bool screened_ = false;            // this step looks for the greatest logits by bounds
+  bool screened_ = false;            // it is looked for by bounds
   std::atomic<int> computed_{0};     // blocks of the output matrix, then
   std::vector<std::array<Peak, kScreenedRows>> peaks_;  // of each thread
   Buffer stream_, wanted_stream_, qkv_, mixed_rows_, added_, partials_;

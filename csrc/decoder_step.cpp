@@ -295,37 +295,45 @@ void StepWorker::output() {
   const Linear& head = decoder_.weights_.head;
   const Activations input = normed(decoder_.weights_.norm, form_of(head.layout));
   const LinearJob job{&head, &input, logits_, spec_.vocab_size, spec_.logit_factor, false};
-  if (decoder_.screened_) return best(job);
+  if (decoder_.screened_) return screen(job);
   linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
     operators_.linear(job, begin, end, row_begin, row_end);
-    if (spec_.logit_soft_cap == 0.0f) return;
     const int32_t first = begin * kRowBlock, cols = std::min(end * kRowBlock, spec_.vocab_size) - first;
-    operators_.soft_cap(logits_ + first, spec_.vocab_size, cols, spec_.logit_soft_cap, row_begin, row_end);
+    if (spec_.logit_soft_cap != 0.0f) {
+      operators_.soft_cap(logits_ + first, spec_.vocab_size, cols, spec_.logit_soft_cap, row_begin, row_end);
+    }
+    if (decoder_.best_only_) note(first, cols, row_begin, row_end);
   });
 }
 
-void StepWorker::best(const LinearJob& job) {
+void StepWorker::note(int32_t first, int32_t cols, int32_t row_begin, int32_t row_end) {
+  for (int32_t row = row_begin; row < row_end; ++row) {
+    const float* logits = logits_ + int64_t{row} * spec_.vocab_size + first;
+    Best& best = own_.best[static_cast<size_t>(row)];
+    const float greatest = operators_.sampling.maxima(logits, cols, own_.maxima.data());
+    if (greatest < best.value) continue;
+    const auto block = std::find(own_.maxima.begin(), own_.maxima.end() - 1, greatest) - own_.maxima.begin();
+    const float* from = logits + std::min<int64_t>(block * kMaximumBlock, cols);
+    best.see(greatest, first + static_cast<int32_t>(std::find(from, logits + cols, greatest) - logits));
+  }
+}
+
+void StepWorker::screen(const LinearJob& job) {
   auto& peaks = decoder_.peaks_[static_cast<size_t>(team_.index())];
-  peaks.fill({-INFINITY, 0});
   linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
     operators_.bound(job, peaks.data() + row_begin, begin, end, row_begin, row_end);
   });
   // The block with the greatest bound gives a result that most others' bounds do not reach.
-  float reached[kScreenedRows], results[kScreenedRows * kRowBlock];
   for (int32_t row = 0; row < rows_; ++row) {
     Peak peak{-INFINITY, 0};
-    for (int thread = 0; thread < team_.threads(); ++thread) {
-      const Peak& other = decoder_.peaks_[static_cast<size_t>(thread)][static_cast<size_t>(row)];
+    for (const auto& others : decoder_.peaks_) {
+      const Peak& other = others[static_cast<size_t>(row)];
       if (other.bound > peak.bound) peak = other;
     }
-    Linear block = *job.weight;
-    block.rows = std::min(kRowBlock, block.rows - peak.block * kRowBlock);
-    block.data = static_cast<const uint8_t*>(block.data) + static_cast<size_t>(peak.block) * block_bytes(block);
-    operators_.linear({&block, job.input, results, kRowBlock, job.factor, false}, 0, 1, row, row + 1);
-    reached[row] = *std::max_element(results + row * kRowBlock, results + row * kRowBlock + block.rows);
+    operators_.settle(job, &own_.best[static_cast<size_t>(row)], peak.block, peak.block + 1, row, row + 1);
   }
   linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
-    decoder_.computed_ += operators_.settle(job, reached + row_begin, begin, end, row_begin, row_end);
+    decoder_.computed_ += operators_.settle(job, own_.best.data() + row_begin, begin, end, row_begin, row_end);
   });
 }
 

@@ -34,8 +34,10 @@ class StepWorker {
   void mix(const DecoderLayer& layer, const KvPool& pool, const AttentionPlan& plan, bool by_head, bool last);
   void mlp(const DecoderLayer& layer);
   void output();
-  // The greatest logit of each row, and −∞ for most others.
-  void best(const LinearJob& job);
+  // Bounds of the logits, and the exact ones among which the greatest of each row is.
+  void screen(const LinearJob& job);
+  // The greatest of the logits of `cols` columns from `first` on.
+  void note(int32_t first, int32_t cols, int32_t row_begin, int32_t row_end);
 
   // Work on rows: shared out, or all of it done by every thread `alone`.
   template <class Work>

@@ -13,9 +13,10 @@ constexpr int kLevelsOfStep = 4;
 constexpr int kLevelBias = 62;
 constexpr int kSymmetricZero = 30;  // of Q4S_32: scale · (nibble − 8)
 
-// Of 16 rows and 128 columns of Q8_HALVES: upper halves with their scales, lower halves.
-constexpr int kHalvesUpper = 1024 + 64;
-constexpr int kHalvesLower = 1024;
+// Of 16 rows and kHalvesGroup columns of Q8_HALVES: upper halves with their scales, lower halves.
+constexpr int kHalvesGroup = 128;
+constexpr int kHalvesLower = 16 * kHalvesGroup / 2;
+constexpr int kHalvesUpper = kHalvesLower + 16 * 4;
 
 constexpr int kRowBlock = 16;  // rows that a quantised layout interleaves, and lanes of a vector
 
@@ -40,12 +41,24 @@ inline size_t block_bytes(const Linear& w) {
     case Layout::BF16: return kRowBlock * k * 2;
     case Layout::Q8_32: return (k + 63) / 64 * 1088;
     case Layout::Q8_ROW: return (k + 127) / 128 * 128 * kRowBlock + 64;
-    case Layout::Q8_HALVES: return (k + 127) / 128 * (kHalvesUpper + kHalvesLower);
+    case Layout::Q8_HALVES: return (k + kHalvesGroup - 1) / kHalvesGroup * (kHalvesUpper + kHalvesLower);
     case Layout::Q4_32: return (k + 31) / 32 * 320;
     case Layout::Q4S_32:
     case Layout::Q4Z_32: return (k + 63) / 64 * 576;
   }
   return 0;
+}
+
+// A block's bytes; of Q8_HALVES its upper halves. The lower halves of all blocks lie behind the upper ones of all.
+inline const uint8_t* block_of(const Linear& w, int32_t block) {
+  const size_t whole = block_bytes(w), upper = whole / (kHalvesUpper + kHalvesLower) * kHalvesUpper;
+  return static_cast<const uint8_t*>(w.data) + static_cast<size_t>(block) * (w.layout == Layout::Q8_HALVES ? upper : whole);
+}
+
+// The lower halves of a block of Q8_HALVES.
+inline const uint8_t* lower_of(const Linear& w, int32_t block) {
+  const size_t groups = block_bytes(w) / (kHalvesUpper + kHalvesLower);
+  return block_of(w, w.blocks()) + static_cast<size_t>(block) * groups * kHalvesLower;
 }
 
 }  // namespace inferloom

@@ -35,6 +35,17 @@ struct Peak {
 };
 constexpr int kScreenedRows = 4;  // tokens whose greatest results are looked for at a time
 
+// A token's greatest result so far, the first of equal ones; not a number from the first that is none on.
+struct Best {
+  float value = -__builtin_inff();
+  int32_t id = -1;
+
+  void see(float other, int32_t other_id) {
+    if (other != other) value = other;
+    if (other > value || (other == value && other_id < id)) value = other, id = other_id;
+  }
+};
+
 // h = activation(gate x + bias) * (up x + bias), written in the forms of `output`; Activation::NONE without `up` is
 // refused by the caller. With `up` absent: h = activation(gate x + bias). The unit of division is `kGatedUnit` columns
 // of h.
@@ -131,11 +142,11 @@ struct Operators {
   // Output rows of blocks [block_begin, block_end) (16 each) for tokens [row_begin, row_end).
   void (*linear)(const LinearJob&, int block_begin, int block_end, int row_begin, int row_end);
   // For jobs with a Q8_HALVES weight without bias, a positive factor, no `add` and at most kScreenedRows rows, of which only each
-  // row's greatest result matters. `bound` writes a bound from above of each result, and each row's greatest to `peaks`. `settle` puts
-  // results in the place of bounds that reach `best`, a result of each row, and −∞ in that of others, and returns how many
-  // blocks it has computed. `peaks` and `best`: [row_end − row_begin].
+  // row's greatest result matters. `bound` writes a bound from above of each result, and each row's greatest to `peaks`. `settle` computes
+  // the blocks where a bound reaches `best`, shows it their results, and returns how many they were; the bounds stay.
+  // `peaks` and `best`: [row_end − row_begin].
   void (*bound)(const LinearJob&, Peak* peaks, int block_begin, int block_end, int row_begin, int row_end);
-  int (*settle)(const LinearJob&, float* best, int block_begin, int block_end, int row_begin, int row_end);
+  int (*settle)(const LinearJob&, Best* best, int block_begin, int block_end, int row_begin, int row_end);
   // Units of kGatedUnit columns of h.
   void (*gated)(const GatedJob&, int unit_begin, int unit_end, int row_begin, int row_end);
   // Rows [row_begin, row_end) of the residual stream, normalised into every form of `output`.

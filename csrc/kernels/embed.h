@@ -6,28 +6,27 @@
 
 namespace inferloom {
 
-// y[k] = factor · row[k] of a quantised table. A row's bytes lie four columns at a time, 64 bytes apart.
-// The same of Q8_HALVES.
+// y[k] = factor · row[k] of a table in Q8_HALVES.
 SIMD_INLINE void embed_halves(const Linear& table, int32_t id, float factor, float* y) {
-  const uint8_t* upper = static_cast<const uint8_t*>(table.data) + static_cast<size_t>(id / kRowBlock) * block_bytes(table);
-  const uint8_t* lower = upper + (table.cols + 127) / 128 * kHalvesUpper;
+  const uint8_t *upper = block_of(table, id / kRowBlock), *lower = lower_of(table, id / kRowBlock);
   const int row = id % kRowBlock;
   float scale = 0;
   for (int k = 0; k < table.cols; ++k) {
-    if (k % 128 == 0) {
+    if (k % kHalvesGroup == 0) {
       if (k) upper += kHalvesUpper, lower += kHalvesLower;
-      std::memcpy(&scale, upper + 1024 + 4 * row, 4);
+      std::memcpy(&scale, upper + kHalvesLower + 4 * row, 4);
       scale *= factor;
     }
-    const int at = k % 128 / 32 * 256 + 64 * (k % 16 / 4) + 4 * row + k % 4, shift = k % 32 < 16 ? 0 : 4;
+    const int at = k % kHalvesGroup / 32 * 256 + 64 * (k % 16 / 4) + 4 * row + k % 4, shift = k % 32 < 16 ? 0 : 4;
     const int byte = (upper[at] >> shift & 15) << 4 | (lower[at] >> shift & 15);
     y[k] = scale * static_cast<float>(byte - kHalvesBias - kDither.of[k]);
   }
 }
 
+// The same of the other quantised layouts. A row's bytes lie four columns at a time, 64 bytes apart.
 template <class S>
 SIMD_INLINE void embed_quantised(const Linear& table, int32_t id, float factor, float* y) {
-  const uint8_t* block = static_cast<const uint8_t*>(table.data) + static_cast<size_t>(id / kRowBlock) * block_bytes(table);
+  const uint8_t* block = block_of(table, id / kRowBlock);
   const int row = id % kRowBlock;
   for (int k = 0; k < table.cols; k += 32) {
     const int n = table.cols - k < 32 ? table.cols - k : 32;

@@ -19,8 +19,8 @@ constexpr float kHalvesMargin = 3.717f * 1.001f;
 // The estimates' own order of activations: for each 128 columns int8 [4][T][32], 16 × scales [4][T],
 // what the bias of the bytes adds to the sums [T], and the square of what the lower halves may add [T].
 struct HalvesPanel {
-  static constexpr int kTokenBytes = 128 + 4 * 4 + 2 * 4;  // of 128 columns
-  alignas(64) uint8_t data[kMostDithered / 128 * kTokenBytes * kScreenedRows];
+  static constexpr int kTokenBytes = kHalvesGroup + 4 * 4 + 2 * 4;  // of a group of columns
+  alignas(64) uint8_t data[kMostDithered / kHalvesGroup * kTokenBytes * kScreenedRows];
 };
 
 template <class S>
@@ -51,21 +51,12 @@ void fill_halves(const Activations& x, int row, int T, int groups, HalvesPanel& 
 // bounds[t]: of each row's sum, from above.
 template <class S, int T>
 void halves_bounds(const uint8_t* rows, int groups, const HalvesPanel& panel, typename S::F (&bounds)[T]) {
-  constexpr int kAhead = 8;  // groups, 8 KB; the processor's own reading ahead stops at the lower halves, which are left out
-  const int64_t block = groups * static_cast<int64_t>(kHalvesUpper + kHalvesLower);
-  int ahead = kAhead % groups;
-  const uint8_t* far = rows + kAhead / groups * block;
   const uint8_t* step = panel.data;
   typename S::F squares[T];
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) bounds[t] = squares[t] = S::zero();
   for (int g = 0; g < groups; ++g, rows += kHalvesUpper, step += HalvesPanel::kTokenBytes * T) {
-#pragma GCC unroll 17
-    for (int line = 0; line < kHalvesUpper / 64; ++line) S::prefetch_far(far + ahead * static_cast<int64_t>(kHalvesUpper) + 64 * line);
-    if (++ahead == groups) {
-      ahead = 0;
-      far += block;
-    }
+    prefetch_lines<S, kHalvesUpper / 64, ahead_of(T, 4)>(rows);
     const auto* x = reinterpret_cast<const int8_t*>(step);
     const auto* x_scale = reinterpret_cast<const float*>(step + 128 * T);
     typename S::F sums[T];
@@ -83,7 +74,7 @@ void halves_bounds(const uint8_t* rows, int groups, const HalvesPanel& panel, ty
         sums[t] = S::fma(S::to_float(d[0]), S::set(x_scale[i * T + t]), sums[t]);
       }
     }
-    const auto scale = S::load(reinterpret_cast<const float*>(rows + 1024));
+    const auto scale = S::load(reinterpret_cast<const float*>(rows + kHalvesLower));
     const auto square = S::mul(scale, scale);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
@@ -99,13 +90,13 @@ void halves_bounds(const uint8_t* rows, int groups, const HalvesPanel& panel, ty
 template <class S, int T>
 void bound_rows(const LinearJob& job, Peak* peaks, int block_begin, int block_end, int row_begin) {
   const Linear& w = *job.weight;
-  const int groups = (w.cols + 127) / 128;
+  const int groups = (w.cols + kHalvesGroup - 1) / kHalvesGroup;
   HalvesPanel panel;
   fill_halves<S>(*job.input, row_begin, T, groups, panel);
   const auto factor = S::set(job.factor);
   for (int block = block_begin; block < block_end; ++block) {
     typename S::F bounds[T];
-    halves_bounds<S, T>(static_cast<const uint8_t*>(w.data) + static_cast<size_t>(block) * block_bytes(w), groups, panel, bounds);
+    halves_bounds<S, T>(block_of(w, block), groups, panel, bounds);
     const int first = block * kRowBlock, left = w.rows - first;
     for (int t = 0; t < T; ++t) {
       const auto bound = S::mul(bounds[t], factor);
@@ -133,8 +124,17 @@ void bound(const LinearJob& job, Peak* peaks, int block_begin, int block_end, in
   }
 }
 
+// Whether one of `count` bounds is not below what is reached.
 template <class S>
-int settle(const LinearJob& job, float* best, int block_begin, int block_end, int row_begin, int row_end) {
+SIMD_INLINE bool any_reach(const float* bounds, int count, float reached) {
+  bool open = false;
+  if (count == kRowBlock) return S::bits(S::greater(S::set(reached), S::load(bounds))) != 0xffff;
+  for (int i = 0; i < count; ++i) open |= !(bounds[i] < reached);
+  return open;
+}
+
+template <class S>
+int settle(const LinearJob& job, Best* best, int block_begin, int block_end, int row_begin, int row_end) {
   const Linear& w = *job.weight;
   alignas(64) uint8_t data[kMostDithered / 32 * 40 * kScreenedRows];
   alignas(64) float sums[kScreenedRows * kRowBlock];
@@ -143,25 +143,18 @@ int settle(const LinearJob& job, float* best, int block_begin, int block_end, in
   int opened = 0;
   for (int block = block_begin; block < block_end; ++block) {
     const int first = block * kRowBlock, count = w.rows - first < kRowBlock ? w.rows - first : kRowBlock;
-    const auto result = [&](int t) { return job.output + (row_begin + t) * job.output_stride + first; };
     bool open = false;
     for (int t = 0; t < tokens; ++t)
-      for (int i = 0; i < count; ++i) open |= !(result(t)[i] < best[t]);
-    if (open) {
-      if (!panel.tokens) {
-        panel.tokens = tokens;
-        fill_panel<S>(panel, *job.input, row_begin, data);
-      }
-      quantised_product<S>(w, block, panel, sums, kRowBlock, {nullptr, 0});
-      ++opened;
+      open |= any_reach<S>(job.output + (row_begin + t) * job.output_stride + first, count, best[t].value);
+    if (!open) continue;
+    if (!panel.tokens) {
+      panel.tokens = tokens;
+      fill_panel<S>(panel, *job.input, row_begin, data);
     }
-    for (int t = 0; t < tokens; ++t) {
-      for (int i = 0; i < count; ++i) {
-        const float y = open ? sums[t * kRowBlock + i] * job.factor : -INFINITY;
-        result(t)[i] = y;
-        if (y > best[t]) best[t] = y;
-      }
-    }
+    quantised_product<S>(w, block, panel, sums, kRowBlock, {nullptr, 0});
+    ++opened;
+    for (int t = 0; t < tokens; ++t)
+      for (int i = 0; i < count; ++i) best[t].see(sums[t * kRowBlock + i] * job.factor, first + i);
   }
   return opened;
 }

@@ -42,11 +42,10 @@ void nibbles_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, acc[t]);
 }
 
-// Σ over groups of x_scale · w_scale · Σ (byte − 128) · x. ROW: w_scale is one for the row.
+// Σ over groups of x_scale · w_scale · Σ (byte − 128) · x. Q8_ROW: w_scale is one for the row; Q8_HALVES: `w` are the upper halves.
 template <class S, int T, Layout LAYOUT>
-void bytes_tile(const uint8_t* w, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
+void bytes_tile(const uint8_t* w, const uint8_t* lower, int groups, const uint8_t* panel, const float* row_scale, float* out, int64_t out_stride) {
   constexpr bool ROW = LAYOUT == Layout::Q8_ROW;
-  const uint8_t* lower = w + (groups + 3) / 4 * static_cast<int64_t>(kHalvesUpper);  // of Q8_HALVES
   typename S::F acc[T];
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) acc[t] = S::zero();
@@ -131,11 +130,8 @@ void bytes_128_tile(const uint8_t* w, int groups, const uint8_t* panel, const fl
 
 // The same of Q8_HALVES, whose scales are of 128 columns.
 template <class S, int T>
-void halves_128_tile(const uint8_t* w, int groups, const uint8_t* panel, float* out, int64_t out_stride) {
-  const uint8_t* lower = w + static_cast<int64_t>(groups) * kHalvesUpper;
-  // Far ahead of the upper halves lie those of the next block, unless this one is long.
-  const int64_t block = static_cast<int64_t>(groups) * (kHalvesUpper + kHalvesLower);
-  const int64_t ahead = T <= 4 ? ahead_of(1, 1) : block > 2 * kFarAhead ? kFarAhead : block;
+void halves_128_tile(const uint8_t* w, const uint8_t* lower, int groups, const uint8_t* panel, float* out, int64_t out_stride) {
+  constexpr int64_t ahead = ahead_of(T, 4);
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) S::store(out + t * out_stride, S::zero());
   for (int g = 0; g < groups; ++g, panel += 136 * T, w += 64) {
@@ -175,45 +171,45 @@ void halves_128_tile(const uint8_t* w, int groups, const uint8_t* panel, float* 
 }
 
 template <class S, int T>
-void quantised_tile(const Linear& w, const uint8_t* block, const Panel<S>& panel, const uint8_t* x, float* out, int64_t out_stride) {
+void quantised_tile(const Linear& w, int number, const Panel<S>& panel, const uint8_t* x, float* out, int64_t out_stride) {
   const bool halves = w.layout == Layout::Q8_HALVES;
-  const auto* row_scale = reinterpret_cast<const float*>(block + block_bytes(w) - 64);
+  const uint8_t *block = block_of(w, number), *lower = halves ? lower_of(w, number) : nullptr;
+  const auto* row_scale = halves ? nullptr : reinterpret_cast<const float*>(block + block_bytes(w) - 64);
   if (panel.kind == PanelKind::NIBBLES)
     nibbles_tile<S, T>(block, panel.steps, x, out, out_stride);
   else if (panel.kind == PanelKind::LEVELS)
     levels_tile<S, T>(w, block, panel.group / 32, x, out, out_stride);
   else if (panel.kind == PanelKind::BYTES_128)
-    halves ? halves_128_tile<S, T>(block, panel.steps, x, out, out_stride) : bytes_128_tile<S, T>(block, panel.steps, x, row_scale, out, out_stride);
+    halves ? halves_128_tile<S, T>(block, lower, panel.steps, x, out, out_stride) : bytes_128_tile<S, T>(block, panel.steps, x, row_scale, out, out_stride);
   else if (halves)
-    bytes_tile<S, T, Layout::Q8_HALVES>(block, panel.steps, x, nullptr, out, out_stride);
+    bytes_tile<S, T, Layout::Q8_HALVES>(block, lower, panel.steps, x, nullptr, out, out_stride);
   else if (w.layout == Layout::Q8_ROW)
-    bytes_tile<S, T, Layout::Q8_ROW>(block, panel.steps, x, row_scale, out, out_stride);
+    bytes_tile<S, T, Layout::Q8_ROW>(block, nullptr, panel.steps, x, row_scale, out, out_stride);
   else
-    bytes_tile<S, T, Layout::Q8_32>(block, panel.steps, x, nullptr, out, out_stride);
+    bytes_tile<S, T, Layout::Q8_32>(block, nullptr, panel.steps, x, nullptr, out, out_stride);
 }
 
 // Rows of one block times every token of the panel: out[token * out_stride + row]. A tile writes `size` tokens.
 template <class S>
 void quantised_product(const Linear& w, int block, const Panel<S>& panel, float* out, int64_t out_stride, const Target& target) {
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(block) * block_bytes(w);
   for (Tile tile = panel.head(); tile.count; tile = panel.next(tile)) {
     prefetch_target<S>(target, tile);
     const uint8_t* x = panel.data + tile.begin;
     float* y = out + tile.first * out_stride;
     switch (tile.size) {
-      case 1: quantised_tile<S, 1>(w, data, panel, x, y, out_stride); break;
-      case 2: quantised_tile<S, 2>(w, data, panel, x, y, out_stride); break;
-      case 3: quantised_tile<S, 3>(w, data, panel, x, y, out_stride); break;
-      case 4: quantised_tile<S, 4>(w, data, panel, x, y, out_stride); break;
+      case 1: quantised_tile<S, 1>(w, block, panel, x, y, out_stride); break;
+      case 2: quantised_tile<S, 2>(w, block, panel, x, y, out_stride); break;
+      case 3: quantised_tile<S, 3>(w, block, panel, x, y, out_stride); break;
+      case 4: quantised_tile<S, 4>(w, block, panel, x, y, out_stride); break;
       default:
         if constexpr (S::kTile > 4) {
           switch (tile.size) {
-            case 6: quantised_tile<S, 6>(w, data, panel, x, y, out_stride); break;
-            case 8: quantised_tile<S, 8>(w, data, panel, x, y, out_stride); break;
-            case 10: quantised_tile<S, 10>(w, data, panel, x, y, out_stride); break;
-            case 12: quantised_tile<S, 12>(w, data, panel, x, y, out_stride); break;
-            case 14: quantised_tile<S, 14>(w, data, panel, x, y, out_stride); break;
-            case 16: quantised_tile<S, 16>(w, data, panel, x, y, out_stride); break;
+            case 6: quantised_tile<S, 6>(w, block, panel, x, y, out_stride); break;
+            case 8: quantised_tile<S, 8>(w, block, panel, x, y, out_stride); break;
+            case 10: quantised_tile<S, 10>(w, block, panel, x, y, out_stride); break;
+            case 12: quantised_tile<S, 12>(w, block, panel, x, y, out_stride); break;
+            case 14: quantised_tile<S, 14>(w, block, panel, x, y, out_stride); break;
+            case 16: quantised_tile<S, 16>(w, block, panel, x, y, out_stride); break;
           }
         }
     }

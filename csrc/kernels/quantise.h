@@ -5,21 +5,24 @@
 
 namespace inferloom {
 
-// One group of `G` columns (32, 64 or 128) from `n` floats, zeros past them: symmetric int8, its scale, and the sums of each 32.
+// One group of `G` columns (32, 64 or 128) from `n` floats, zeros past them: symmetric int8, its scale, and the sums of each 32. Where
+// a float is not a number the scale is none either, and so are the results.
 template <class S, int G>
 SIMD_INLINE void quantise_group(const float* x, int n, int8_t* q, float* scale, float* scaled_sum, int32_t* sum) {
   constexpr int V = G / 16;
   typename S::F v[V];
   auto peak = S::zero();
+  bool strange = false;
   for (int i = 0; i < V; ++i) {
     const int left = n - 16 * i;
     v[i] = left >= 16 ? S::load(x + 16 * i) : left > 0 ? S::load(x + 16 * i, left) : S::zero();
+    strange |= S::any(S::is_nan(v[i]));
     peak = S::max(peak, S::abs(v[i]));
   }
-  const float largest = S::max_of(peak);
+  const float largest = strange ? __builtin_nanf("") : S::max_of(peak);
   // Below the smallest normal number / 127 the reciprocal would overflow: such a group is zero to any purpose.
   const auto inverse = S::set(largest > 1e-35f ? 127.0f / largest : 0.0f);
-  *scale = largest > 1e-35f ? largest / 127.0f : 0.0f;
+  *scale = largest <= 1e-35f ? 0.0f : largest / 127.0f;
   for (int i = 0; i < V; i += 2) {
     const auto low = S::to_int(S::mul(v[i], inverse)), high = S::to_int(S::mul(v[i + 1], inverse));
     S::store_int8(q + 16 * i, low);

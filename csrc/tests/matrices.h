@@ -98,7 +98,7 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
   };
   const size_t block = block_bytes(m.view);
   for (int b = 0; b < m.view.blocks(); ++b) {
-    uint8_t* p = data + static_cast<size_t>(b) * block;
+    uint8_t* p = data + (block_of(m.view, b) - data);
     const auto sixteen = [&](uint8_t* scales) {
       for (size_t r = 0; r < 16; ++r) {
         const float f = (2.0f + random.uniform()) * 0x1p-8f;
@@ -106,7 +106,7 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
       }
     };
     if (layout == Layout::Q8_ROW) sixteen(p + block - 64);
-    for (size_t g = 0; layout == Layout::Q8_HALVES && g < (k + 127) / 128; ++g) sixteen(p + g * kHalvesUpper + 1024);
+    for (size_t g = 0; layout == Layout::Q8_HALVES && g < (k + 127) / 128; ++g) sixteen(p + g * kHalvesUpper + kHalvesLower);
     for (size_t at = 0; layout == Layout::Q4_32 && at < block; at += 320)
       for (int r = 0; r < 16; ++r) { scale(p + at + 256 + 2 * r, false); scale(p + at + 288 + 2 * r, true); }
     for (size_t at = 0; (layout == Layout::Q4S_32 || layout == Layout::Q4Z_32) && at < block; at += 576)
@@ -116,7 +116,8 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
   }
   const auto half_at = [](const uint8_t* p) { uint16_t h; std::memcpy(&h, p, 2); return from_f16(h); };
   for (size_t i = 0; with_values && i < n; ++i) {
-    const uint8_t* p = data + i / 16 * block;
+    const auto number = static_cast<int32_t>(i / 16);
+    const uint8_t* p = block_of(m.view, number);
     const size_t r = i % 16;
     for (size_t c = 0; c < k; ++c) {
       float value;
@@ -133,11 +134,11 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
         const uint8_t* g = p + c / 64 * 1088;
         value = half_at(g + 1024 + c % 64 / 32 * 32 + 2 * r) * static_cast<float>(g[64 * (c % 64 / 4) + 4 * r + c % 4] - 128);
       } else if (layout == Layout::Q8_HALVES) {
-        const uint8_t *upper = p + c / 128 * kHalvesUpper, *lower = p + (k + 127) / 128 * kHalvesUpper + c / 128 * kHalvesLower;
+        const uint8_t *upper = p + c / 128 * kHalvesUpper, *lower = lower_of(m.view, number) + c / 128 * kHalvesLower;
         const size_t at = c % 128 / 32 * 256 + 64 * (c % 16 / 4) + 4 * r + c % 4;
         const int shift = c % 32 < 16 ? 0 : 4, byte = (upper[at] >> shift & 15) << 4 | (lower[at] >> shift & 15);
         float s;
-        std::memcpy(&s, upper + 1024 + 4 * r, 4);
+        std::memcpy(&s, upper + kHalvesLower + 4 * r, 4);
         value = s * static_cast<float>(byte - 120 - kDither.of[c]);
       } else {
         float s;

@@ -243,11 +243,12 @@ class Engine:
             self._speculate(self._speculator, plan, decoding=decoding)
         started = self._clock()
         assembled = ForwardPass.of(plan.chunks)
-        logits = self._executor.forward(assembled.batch)
+        results = self._compute(assembled)
         self._account(plan)
-        for span in assembled.scored:
-            self._score_prompt(span, logits)
-        steps += self._sample(assembled.ready, logits)
+        if isinstance(results, torch.Tensor):
+            for span in assembled.scored:
+                self._score_prompt(span, results)
+        steps += self._sample(assembled.ready, results)
         seconds = self._clock() - started
         self._policy.observe(
             prompt_tokens=sum(count for _, count in plan.chunks if count > 1),
@@ -273,6 +274,12 @@ class Engine:
             reserve=self._scheduler.reserve,
         )
 
+    def _compute(self, assembled: ForwardPass) -> torch.Tensor | list[int]:
+        """The logits of the rows, or the ids of each row's greatest one where that is all that matters."""
+        if assembled.best_only and (best := self._executor.forward_best(assembled.batch)) is not None:
+            return best
+        return self._executor.forward(assembled.batch)
+
     def _account(self, plan: Plan) -> None:
         totals = self._totals
         totals.steps += 1
@@ -292,7 +299,9 @@ class Engine:
         scores = torch.log_softmax(logits[span.first : span.first + span.count], dim=-1)
         request.prompt_logprobs += logprobs(scores, targets, [request.spec.logprobs] * span.count)
 
-    def _sample(self, ready: list[tuple[Sequence, int]], logits: torch.Tensor) -> list[SequenceStep]:
+    def _sample(
+        self, ready: list[tuple[Sequence, int]], results: torch.Tensor | list[int]
+    ) -> list[SequenceStep]:
         steps: list[SequenceStep] = []
         turns: list[Turn] = []
         for turn in [Turn.of(sequence, row) for sequence, row in ready]:
@@ -304,8 +313,11 @@ class Engine:
             self._retire(turn.sequence, *turn.choices)
         if not turns:
             return steps
-        draws = [draw for turn in turns for draw in turn.draws()]
-        drawn = iter(sample(logits, draws, mask_of(turns, self._masker)))
+        if isinstance(results, list):
+            drawn = iter([Sampled(results[row]) for turn in turns for row in turn.rows()])
+        else:
+            draws = [draw for turn in turns for draw in turn.draws()]
+            drawn = iter(sample(results, draws, mask_of(turns, self._masker)))
         for turn in turns:
             if turn.sequence.request.forked:
                 steps.append(self._extend(turn.sequence, drawn))

@@ -20,18 +20,19 @@ class ScoredSpan:
 
 @dataclass(slots=True)
 class ForwardPass:
-    """`ready`: the sequences that get a token, each with its row of the logits; those of its draft follow."""
+    """`ready`: the sequences that get a token, each with its row of the logits; those of its draft follow. `best_only`: of
+    each row nothing but the greatest logit matters."""
 
     batch: RaggedBatch
+    best_only: bool = False
     scored: list[ScoredSpan] = field(default_factory=list)
     ready: list[tuple[Sequence, int]] = field(default_factory=list)
 
     @staticmethod
     def of(chunks: list[tuple[Sequence, int]]) -> ForwardPass:
         """Of sequences and how many of their tokens to compute, their drafts beside; each must have pages for them."""
-        best_only = all(sequence.takes_best for sequence, _ in chunks)
-        batch = RaggedBatch([], [], [0], [], [], [], best_only)
-        assembled = ForwardPass(batch)
+        batch = RaggedBatch([], [], [0], [], [], [])
+        assembled = ForwardPass(batch, all(sequence.takes_best for sequence, _ in chunks))
         for sequence, count in chunks:
             start, end = sequence.computed, sequence.computed + count
             row = len(batch.token_ids) - start  # plus a position: that position's row

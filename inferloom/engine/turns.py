@@ -29,6 +29,10 @@ class Turn:
         request = sequence.request
         return Turn(sequence, row, [sequence.choice] if request.forked else sorted(request.live))
 
+    def rows(self) -> list[int]:
+        """Of each of its draws."""
+        return [self.row + place for _ in self.choices for place in range(1 + len(self.sequence.draft))]
+
     def draws(self) -> list[Draw]:
         sequence, spec = self.sequence, self.sequence.request.spec
         draft = sequence.draft

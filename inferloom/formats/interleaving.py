@@ -6,14 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferloom.formats.dither import BIAS, dither
-from inferloom.formats.layout import GROUP, ROWS, Layout
+from inferloom.formats.layout import (
+    GROUP,
+    HALVES_GROUP,
+    HALVES_LOWER,
+    HALVES_UPPER,
+    ROWS,
+    Layout,
+    block_bytes,
+    planes,
+)
 
 # Q4Z_32: value = scale * (nibble + (zero - LEVEL_BIAS) / LEVELS_OF_STEP), zero being the scale's low six bits.
 LEVELS_OF_STEP = 4
 LEVEL_BIAS = 62
 ZERO_MASK = 63
-
-HALVES_GROUP = 128  # columns of Q8_HALVES that share a scale
 
 _QUAD = 4  # consecutive columns of a row that lie together
 
@@ -79,14 +86,39 @@ def interleave_q8_row(values: NDArray[np.uint8], scales: NDArray[np.float32]) ->
 
 def interleave_q8_halves(values: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.uint8]:
     """`values` [rows, columns], biased and dithered; `scales` [rows, columns / 128]. Rows are a multiple of 16, columns of 128.
-    → [rows / 16, columns / 128 * 2112]."""
+    → [rows / 16, bytes], the upper halves with the scales, then the lower halves."""
     rows, columns = values.shape
     blocks, groups = rows // ROWS, columns // HALVES_GROUP
-    upper = np.empty((blocks, groups, 1088), np.uint8)
-    upper[..., :1024] = _paired(values >> np.uint8(4)).reshape(blocks, groups, 1024)
+    upper = np.empty((blocks, groups, HALVES_UPPER), np.uint8)
+    upper[..., :HALVES_LOWER] = _paired(values >> np.uint8(4)).reshape(blocks, groups, HALVES_LOWER)
     turned = np.ascontiguousarray(scales.reshape(blocks, ROWS, groups).transpose(0, 2, 1))
-    upper[..., 1024:] = turned.view(np.uint8).reshape(blocks, groups, 64)
+    upper[..., HALVES_LOWER:] = turned.view(np.uint8).reshape(blocks, groups, -1)
     return np.concatenate((upper.reshape(blocks, -1), _paired(values & np.uint8(15))), axis=1)
+
+
+def in_planes(blocks: NDArray[np.uint8], columns: int, layout: Layout) -> NDArray[np.uint8]:
+    """All blocks [n, bytes] of a matrix with so many columns as its bytes [n * bytes], as `csrc/layouts.md` has them."""
+    return np.concatenate([blocks[:, plane].reshape(-1) for plane in planes(columns, layout)])
+
+
+class Blocks:
+    """A matrix with so many columns, as the bytes in memory: its blocks of sixteen rows by their numbers."""
+
+    def __init__(self, data: NDArray[np.uint8], columns: int, layout: Layout) -> None:
+        self._count = len(data) // block_bytes(columns, layout)
+        self._planes = [
+            data[self._count * plane.start : self._count * plane.stop].reshape(self._count, -1)
+            for plane in planes(columns, layout)
+        ]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, numbers: slice | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """[n, bytes]: a view where the layout keeps a block in one piece and `numbers` is a slice."""
+        if len(self._planes) == 1:
+            return self._planes[0][numbers]
+        return np.concatenate([plane[numbers] for plane in self._planes], axis=1)
 
 
 def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
@@ -98,13 +130,13 @@ def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
         values *= np.ascontiguousarray(blocks[:, width:]).view(np.float32).reshape(-1, 1)
         return values
     if layout is Layout.Q8_HALVES:
-        groups = blocks.shape[1] // 2112
-        upper = blocks[:, : groups * 1088].reshape(count, groups, 1088)
-        values = _nibbles(upper[..., :1024], count).reshape(count * ROWS, -1)
+        groups = blocks.shape[1] // (HALVES_UPPER + HALVES_LOWER)
+        upper = blocks[:, : groups * HALVES_UPPER].reshape(count, groups, HALVES_UPPER)
+        values = _nibbles(upper[..., :HALVES_LOWER], count).reshape(count * ROWS, -1)
         values *= 16
-        values += _nibbles(blocks[:, groups * 1088 :], count).reshape(count * ROWS, -1)
+        values += _nibbles(blocks[:, groups * HALVES_UPPER :], count).reshape(count * ROWS, -1)
         values -= dither(values.shape[1]).astype(np.float32) + BIAS
-        steps = np.ascontiguousarray(upper[..., 1024:]).view(np.float32).transpose(0, 2, 1)
+        steps = np.ascontiguousarray(upper[..., HALVES_LOWER:]).view(np.float32).transpose(0, 2, 1)
         grouped = values.reshape(count, ROWS, groups, -1)
         grouped *= steps[..., None]
         return values

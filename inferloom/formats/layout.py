@@ -6,8 +6,13 @@ from __future__ import annotations
 from enum import IntEnum
 
 ROWS = 16  # that a quantised layout interleaves
-DITHERED = 8192  # columns of a matrix in Q8_HALVES, at most
-GROUP = 32  # columns that share a scale in all but Q8_ROW (a row) and Q8_HALVES (128)
+GROUP = 32  # columns that share a scale in all but Q8_ROW (a row) and Q8_HALVES
+
+# Q8_HALVES: columns of a matrix, at most; columns that share a scale; bytes of sixteen rows of those, upper and lower halves
+DITHERED = 8192
+HALVES_GROUP = 128
+HALVES_UPPER = ROWS * HALVES_GROUP // 2 + ROWS * 4
+HALVES_LOWER = ROWS * HALVES_GROUP // 2
 
 
 class Layout(IntEnum):
@@ -49,7 +54,7 @@ _BITS = {
 COLUMNS = {
     Layout.Q8_32: 2 * GROUP,
     Layout.Q8_ROW: 128,
-    Layout.Q8_HALVES: 128,
+    Layout.Q8_HALVES: HALVES_GROUP,
     Layout.Q4_32: GROUP,
     Layout.Q4S_32: 2 * GROUP,
     Layout.Q4Z_32: 2 * GROUP,
@@ -72,8 +77,17 @@ def block_bytes(columns: int, layout: Layout) -> int:
     if layout is Layout.Q8_32:
         return -(-columns // 64) * 1088
     if layout is Layout.Q8_HALVES:
-        return -(-columns // 128) * 2112
+        return -(-columns // HALVES_GROUP) * (HALVES_UPPER + HALVES_LOWER)
     return -(-columns // 128) * 128 * ROWS + 64
+
+
+def planes(columns: int, layout: Layout) -> list[slice]:
+    """The parts of a block that lie apart: those of all blocks follow each other, part by part."""
+    whole = block_bytes(columns, layout)
+    if layout is not Layout.Q8_HALVES:
+        return [slice(0, whole)]
+    upper = whole // (HALVES_UPPER + HALVES_LOWER) * HALVES_UPPER
+    return [slice(0, upper), slice(upper, whole)]
 
 
 def packed_bytes(shape: tuple[int, int], layout: Layout) -> int:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
 from inferloom.formats.bfloat16 import to_bf16
-from inferloom.formats.interleaving import values_of
-from inferloom.formats.layout import ROWS, Layout, block_bytes, packed_bytes, padded
+from inferloom.formats.interleaving import Blocks, values_of
+from inferloom.formats.layout import ROWS, Layout, packed_bytes, padded
 from inferloom.formats.threads import each
 
 __all__ = ["Layout", "PackedTensor", "dequantise"]
@@ -55,9 +54,8 @@ class PackedTensor:
         values = values_of(blocks, self.layout).reshape(len(wanted), ROWS, -1)
         return torch.from_numpy(values[np.arange(len(wanted)), wanted % ROWS, : self.shape[1]])
 
-    def _blocks(self) -> NDArray[np.uint8]:
-        blocks: NDArray[np.uint8] = self.data.numpy().reshape(-1, block_bytes(self.shape[1], self.layout))
-        return blocks
+    def _blocks(self) -> Blocks:
+        return Blocks(self.data.numpy(), self.shape[1], self.layout)
 
 
 def dequantise(packed: PackedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -27,7 +27,7 @@ from inferloom.types import LoadProgress
 Progress = Callable[[LoadProgress], None]
 
 # Raise it when packing comes out differently: older entries are then rebuilt.
-VERSION = 3
+VERSION = 4
 
 
 def packed(checkpoint: Checkpoint, quantization: str) -> Checkpoint | None:

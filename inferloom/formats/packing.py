@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
 from inferloom.formats import four_bit, packed_file, quantiser, tensor_sources
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.formats.layout import ROWS, Layout
+from inferloom.formats.layout import ROWS, Layout, planes
 from inferloom.formats.packed_file import Stored
 from inferloom.formats.packing_plan import Scheme, target
 from inferloom.formats.tensor_sources import TensorSource
@@ -73,19 +75,26 @@ def _pieces(tensor: TensorSource, layout: Layout | None) -> Iterator[memoryview]
     rows = tensor.shape[0] if tensor.shape else 1
     elements = int(np.prod(tensor.shape, dtype=np.int64))
     step = -(-max(1, _CHUNK * rows // max(1, elements)) // ROWS) * ROWS
+    stored = layout if layout is not None else tensor.layout
 
-    def piece(start: int) -> memoryview:
+    def piece(start: int, plane: slice) -> memoryview:
         stop = min(rows, start + step)
         if layout is None:
-            return np.ascontiguousarray(tensor.content(start, stop)).data.cast("B")
+            return _bytes(tensor.content(start, stop)[:, plane])
         values = tensor.values(start, stop)
         missing = -len(values) % ROWS
         if missing:
             values = np.pad(values, ((0, missing), (0, 0)))
         try:
-            return quantiser.pack(values, layout).data.cast("B")
+            return _bytes(quantiser.pack(values, layout)[:, plane])
         except InvalidFormat as error:
             raise InvalidFormat(f"{tensor.name} cannot be packed: {error.message}.") from None
 
     if elements:
-        yield from each(piece, range(0, rows, step))
+        # What lies in several planes is packed once for each of them: no plane waits in memory for the one before.
+        for plane in planes(tensor.shape[1], stored) if stored is not None else [slice(None)]:
+            yield from each(partial(piece, plane=plane), range(0, rows, step))
+
+
+def _bytes(part: NDArray[np.generic]) -> memoryview:
+    return np.ascontiguousarray(part).data.cast("B")

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from inferloom.errors import InvalidFormat
 from inferloom.formats.dither import BIAS, dither
 from inferloom.formats.interleaving import (
-    HALVES_GROUP,
     LEVEL_BIAS,
     LEVELS_OF_STEP,
     ZERO_MASK,
@@ -23,7 +22,7 @@ from inferloom.formats.interleaving import (
     interleave_q8_halves,
     interleave_q8_row,
 )
-from inferloom.formats.layout import COLUMNS, GROUP, Layout
+from inferloom.formats.layout import COLUMNS, GROUP, HALVES_GROUP, Layout
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -35,7 +34,7 @@ _MIDDLE_ZERO = LEVEL_BIAS - LEVELS_OF_STEP * _STEPS // 2  # of a group that reac
 
 
 def pack(values: Floats, layout: Layout) -> Bytes:
-    """Rows [rows, columns], rows a multiple of 16, as Q8_ROW, Q8_HALVES, Q8_32 or Q4Z_32: [rows / 16, bytes]. Raises `InvalidFormat`
+    """Rows [rows, columns], rows a multiple of 16, as blocks of Q8_ROW, Q8_HALVES, Q8_32 or Q4Z_32: [rows / 16, bytes]. Raises `InvalidFormat`
     for values that are not finite or out of its scales' range."""
     packers = {
         Layout.Q8_ROW: pack_q8_row,

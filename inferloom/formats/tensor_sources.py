@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from inferloom.errors import InvalidFormat
 from inferloom.formats.bfloat16 import from_bf16
 from inferloom.formats.checkpoint import Checkpoint
-from inferloom.formats.interleaving import values_of
-from inferloom.formats.layout import ROWS, Layout, block_bytes
+from inferloom.formats.interleaving import Blocks, values_of
+from inferloom.formats.layout import ROWS, Layout
 from inferloom.formats.packed_file import packed_entries
 from inferloom.formats.safetensors_file import read_header
 
@@ -87,9 +87,8 @@ class PackedSource(msgspec.Struct, frozen=True):
         return np.ascontiguousarray(values[: min(stop, self.shape[0]) - start, : self.shape[1]])
 
     def content(self, start: int, stop: int) -> Bytes:
-        return self.data.reshape(-1, block_bytes(self.shape[1], self.layout))[
-            start // ROWS : -(-stop // ROWS)
-        ]
+        """The blocks that hold these rows."""
+        return Blocks(self.data, self.shape[1], self.layout)[start // ROWS : -(-stop // ROWS)]
 
 
 def read(checkpoint: Checkpoint) -> dict[str, FloatSource | PackedSource]:

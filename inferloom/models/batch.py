@@ -27,7 +27,6 @@ class RaggedBatch:
     context_lens: list[int]  # [B], tokens of the sequence after this pass (cached ones + its rows here)
     page_tables: list[list[int]]  # [B], page numbers that cover context_lens[i] tokens, in order
     logit_rows: list[int]  # rows of token_ids whose logits are wanted
-    best_only: bool = False  # of each of those only the greatest logit matters; others may come out as −∞
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,11 @@ class Executor(ABC):
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         """Write K and V of all rows to their pages; return float32 logits [len(logit_rows), vocab_size],
         which the next call may overwrite."""
+
+    def forward_best(self, batch: RaggedBatch) -> list[int] | None:
+        """The same, where of each row only the greatest logit matters: its id, the first of equal ones; −1 where the row
+        is no distribution (NaN, or nothing above −∞). None, and nothing is computed, where an executor has no shorter way."""
+        return None
 
     @abstractmethod
     def copy_page(self, source: int, target: int) -> None:

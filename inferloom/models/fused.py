@@ -1,7 +1,8 @@
 """Matrices that a checkpoint stores as one and the decoder uses as several.
 
 Parts that lie in consecutive rows are views of the mapped file. Others are copied: transposed ones (GPT-2), rows that
-alternate head by head (GPT-NeoX), and quantised ones whose parts do not begin with a block of sixteen rows.
+alternate head by head (GPT-NeoX), and quantised ones whose parts do not begin with a block of sixteen rows or whose
+blocks lie in several planes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from inferloom.formats.layout import ROWS
+from inferloom.formats.layout import ROWS, planes
 from inferloom.formats.layouts import PackedTensor, dequantise
 
 Matrix = torch.Tensor | PackedTensor
@@ -27,7 +28,7 @@ def split_rows(matrix: Matrix, sizes: Sequence[int], dtype: torch.dtype) -> list
     """The first sizes[0] rows, the next sizes[1], and so on."""
     edges = list(pairwise(accumulate(sizes, initial=0)))
     if isinstance(matrix, PackedTensor):
-        if any(first % ROWS for first, _ in edges):
+        if any(first % ROWS for first, _ in edges) or len(planes(matrix.shape[1], matrix.layout)) > 1:
             matrix = dequantise(matrix, dtype)
         else:
             return [_packed_rows(matrix, first, last) for first, last in edges]

@@ -54,6 +54,8 @@ class NativeDecoder(Executor):
         self._tables: list[torch.Tensor] = []
         self._pool = np.empty((0, 0, 0), np.uint8)
         self._logits = torch.empty(0)
+        self._best = np.empty(0, np.int32)
+        self._best_address = 0
 
     @property
     def kv_bytes_per_page(self) -> int:
@@ -82,13 +84,29 @@ class NativeDecoder(Executor):
         return [PageTable(self._pool.ctypes.data, self._pool.strides[0])]
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
-        longest = max(batch.context_lens)
-        if longest > self._positions:
-            self._turn(min(max(longest, 2 * self._positions, ROPE_POSITIONS), self.spec.max_positions))
+        logits = self._room(batch)
+        self._step(batch, logits, 0)
+        return logits
+
+    def forward_best(self, batch: RaggedBatch) -> list[int]:
+        rows = len(batch.logit_rows)
+        if rows > len(self._best):
+            self._best = np.empty(2 * rows, np.int32)
+            self._best_address = self._best.ctypes.data
+        self._step(batch, self._room(batch), self._best_address)
+        best: list[int] = self._best[:rows].tolist()
+        return best
+
+    def _room(self, batch: RaggedBatch) -> torch.Tensor:
         rows = len(batch.logit_rows)
         if rows > len(self._logits):
             self._logits = torch.empty(rows, self.vocab_size)
-        logits = self._logits[:rows]
+        return self._logits[:rows]
+
+    def _step(self, batch: RaggedBatch, logits: torch.Tensor, best: int) -> None:
+        longest = max(batch.context_lens)
+        if longest > self._positions:
+            self._turn(min(max(longest, 2 * self._positions, ROPE_POSITIONS), self.spec.max_positions))
         self._decoder.step(
             batch.token_ids,
             batch.starts,
@@ -96,9 +114,8 @@ class NativeDecoder(Executor):
             batch.page_tables,
             batch.logit_rows,
             logits.data_ptr(),
-            batch.best_only,
+            best,
         )
-        return logits
 
     # --- what benchmarks and `doctor` ask ---------------------------------------------------------------------------
 
@@ -115,6 +132,11 @@ class NativeDecoder(Executor):
     def scratch_bytes(self) -> int:
         """Memory that steps have needed so far, without weights and KV pages."""
         return int(self._decoder.scratch_bytes) + self._logits.nbytes
+
+    @property
+    def computed_share(self) -> float:
+        """Of the output matrix, what the last pass computed exactly; less than 1 where `forward_best` did with bounds of the rest."""
+        return float(self._decoder.computed_share)
 
     def start_profile(self) -> None:
         """Forget what was measured, and measure the stages of the steps that come."""

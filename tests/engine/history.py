@@ -25,6 +25,7 @@ class HistoryExecutor(Executor):
         self.store: list[list[int]] = []
         self.batches: list[RaggedBatch] = []
         self.copies = 0
+        self.best_only = 0  # calls of forward_best
 
     @property
     def kv_bytes_per_page(self) -> int:
@@ -58,9 +59,11 @@ class HistoryExecutor(Executor):
             i for i in range(len(batch.page_tables)) for _ in range(batch.starts[i], batch.starts[i + 1])
         ]
         rows = [self.logits(self.history(batch, owner[row], row)) for row in batch.logit_rows]
-        if batch.best_only:  # as little as an executor may answer then
-            rows = [torch.where(row == row.max(), row, -torch.inf) for row in rows]
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+
+    def forward_best(self, batch: RaggedBatch) -> list[int]:
+        self.best_only += 1
+        return [int(row.argmax()) if row.isfinite().any() else -1 for row in self.forward(batch)]
 
     def history(self, batch: RaggedBatch, sequence: int, row: int) -> list[int]:
         table = batch.page_tables[sequence]

@@ -36,7 +36,7 @@ def half(raw: np.ndarray, at: int) -> float:
 
 
 def dithered(column: int) -> int:
-    """splitmix64 (Steele, Lea, Flood 2014), its first published outputs for the seed 0 among others."""
+    """The upper four bits of splitmix64 (Steele, Lea, Flood 2014) at a column's number."""
     whole = (1 << 64) - 1
     z = (column + 1) * 0x9E3779B97F4A7C15 & whole
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & whole
@@ -54,8 +54,8 @@ def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, c
         return scale * (int(block[column // 4 * 64 + 4 * lane + column % 4]) - 128)
     if layout is Layout.Q8_HALVES:
         groups = -(-columns // 128)
-        block = raw[row // 16 * groups * 2112 :]
-        upper, lower = block[column // 128 * 1088 :], block[groups * 1088 + column // 128 * 1024 :]
+        blocks, group = -(-shape[0] // 16), row // 16 * groups + column // 128
+        upper, lower = raw[group * 1088 :], raw[blocks * groups * 1088 + group * 1024 :]
         within = column % 128 // 32 * 256 + column % 16 // 4 * 64 + 4 * lane + column % 4
         shift = 4 if column % 32 >= 16 else 0
         byte = (int(upper[within]) >> shift & 15) << 4 | int(lower[within]) >> shift & 15

@@ -8,6 +8,7 @@ import torch
 
 from inferloom.errors import InvalidFormat
 from inferloom.formats import quantiser
+from inferloom.formats.interleaving import in_planes
 from inferloom.formats.layout import Layout
 from inferloom.formats.layouts import PackedTensor, dequantise
 
@@ -15,7 +16,7 @@ QUANTISED = (Layout.Q8_32, Layout.Q8_ROW, Layout.Q8_HALVES, Layout.Q4Z_32)
 
 
 def back(values: np.ndarray, layout: Layout) -> np.ndarray:
-    data = torch.from_numpy(quantiser.pack(values.copy(), layout)).view(-1)
+    data = torch.from_numpy(in_planes(quantiser.pack(values.copy(), layout), values.shape[1], layout))
     return dequantise(PackedTensor(layout, values.shape, data)).numpy()
 
 
