@@ -107,17 +107,25 @@ struct AttentionPlan {
 };
 
 // Whether bounds of all logits, before the exact ones of those that may be the greatest, are the shorter way to the greatest: not where
-// they leave much undecided, as in small trained models. It is tried again after a while, and after longer ones if that was in vain.
+// several steps leave much undecided. It is tried again after a while, and after longer ones if that was in vain.
 class Screening {
  public:
   bool pays() { return left_ == 0 || --left_ == 0; }
   // So many of the output matrix's blocks had to be computed.
   void observe(int computed, int blocks) {
-    pause_ = 3 * computed < blocks ? 0 : std::min(std::max(2 * pause_, 16), 1024);
-    left_ = pause_;
+    const float share = static_cast<float>(computed) / static_cast<float>(blocks);
+    share_ = share_ < 0 ? share : 0.75f * share_ + 0.25f * share;
+    if (share_ < kMostComputed) {
+      pause_ = 0;
+      return;
+    }
+    left_ = pause_ = std::min(std::max(2 * pause_, 16), 1024);
+    share_ = -1;
   }
 
  private:
+  static constexpr float kMostComputed = 1.0f / 3;  // upper halves, and so much of both, in two passes: no longer less than all at once
+  float share_ = -1;          // computed lately, of all blocks; −1: nothing is known
   int pause_ = 0, left_ = 0;  // steps
 };
 

@@ -1,8 +1,10 @@
 // Q8_HALVES: all sums of a block, as Q8_ROW has them, or the greatest of a matrix without reading most of the lower halves.
 //
-// For the greatest, upper halves alone give an estimate of each sum. Upper and lower half were cut at a place that the dither moved, so what the lower
-// halves add is random, of mean zero and independent from column to column: by Hoeffding's inequality (1963, theorem 2) it exceeds
-// 16 · √(½ ln(1 / p)) · |x| · scale with a probability of at most p, whatever x is. Blocks that might hold the greatest sum are computed exactly.
+// For the greatest, upper halves alone give an estimate of each sum, with the middle of what a lower half can be in its place. The dither moves where
+// a number is cut, so a lower half is any of 0 … 15 with the same chance, whatever the number is, and independent from column to column: the sum's
+// error is one of uniform errors. Such a sum's tails are no heavier than those of a normal one of the same variance: with σ = √((16² − 1) / 12) it exceeds
+// √(2 ln(1 / p)) · σ · |x| · scale with a probability of at most p, whatever x is (Chernoff's bound; ln(sinh √t / √t) is concave in t, with
+// a slope of at most 1/6). Blocks that might hold the greatest sum are computed exactly.
 #pragma once
 #include <cmath>
 
@@ -12,19 +14,19 @@
 
 namespace inferloom {
 
-// √(½ ln(1 / p)) for p = 10⁻¹², with a thousandth for the rounding of float32 sums. Only if the bound of the greatest result itself failed
+// √(2 ln(1 / p)) · σ for p = 10⁻¹², with a thousandth for the rounding of float32 sums. Only if the bound of the greatest result itself failed
 // would another one be found, and which that is does not depend on the dither: p is the chance for a token.
-constexpr float kHalvesMargin = 3.717f * 1.001f;
+constexpr float kHalvesMargin = 34.269f * 1.001f;
 
 // The estimates' own order of activations: for each 128 columns int8 [4][T][32], 16 × scales [4][T],
-// what the bias of the bytes adds to the sums [T], and the square of what the lower halves may add [T].
+// what bias, dither and the middle of the lower halves add to the sums [T], and the square of what the lower halves may add [T].
 struct HalvesPanel {
   static constexpr int kTokenBytes = kHalvesGroup + 4 * 4 + 2 * 4;  // of a group of columns
   alignas(64) uint8_t data[kMostDithered / kHalvesGroup * kTokenBytes * kScreenedRows];
 };
 
 template <class S>
-void fill_halves(const Activations& x, int row, int T, int groups, HalvesPanel& panel) {
+SIMD_INLINE void fill_halves(const Activations& x, int row, int T, int groups, HalvesPanel& panel) {
   for (int t = 0; t < T; ++t) {
     const int64_t m = row + t;
     uint8_t* step = panel.data;
@@ -35,13 +37,16 @@ void fill_halves(const Activations& x, int row, int T, int groups, HalvesPanel& 
         const float scale = x.scale[m * x.groups() + (128 * g + 32 * i) / x.group], upper = 16 * scale;
         std::memcpy(step + 32 * (i * T + t), q, 32);
         std::memcpy(step + 128 * T + 4 * (i * T + t), &upper, 4);
-        int32_t sum = 0;
-        for (int k = 0; k < 32; ++k) sum += q[k] * q[k];
-        squares += scale * scale * static_cast<float>(sum);
-        bias += x.scaled_sum[m * x.sums() + 4 * g + i];
+        const int8_t* dither = kDither.of + 128 * g + 32 * i;
+        int32_t square = 0, twice = 0;
+        for (int k = 0; k < 32; ++k) {
+          square += q[k] * q[k];
+          twice += q[k] * (2 * (dither[k] + kHalvesBias) - 15);
+        }
+        squares += scale * scale * static_cast<float>(square);
+        bias -= scale * static_cast<float>(twice) / 2;
       }
-      bias *= -kHalvesBias;
-      squares *= 16 * 16 * kHalvesMargin * kHalvesMargin;
+      squares *= kHalvesMargin * kHalvesMargin;
       std::memcpy(step + 144 * T + 4 * t, &bias, 4);
       std::memcpy(step + 148 * T + 4 * t, &squares, 4);
     }
