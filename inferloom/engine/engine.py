@@ -243,7 +243,7 @@ class Engine:
             self._speculate(self._speculator, plan, decoding=decoding)
         started = self._clock()
         assembled = ForwardPass.of(plan.chunks)
-        results = self._compute(assembled)
+        results = assembled.compute(self._executor)
         self._account(plan)
         if isinstance(results, torch.Tensor):
             for span in assembled.scored:
@@ -273,12 +273,6 @@ class Engine:
             room=self._max_batch_tokens - decoding,
             reserve=self._scheduler.reserve,
         )
-
-    def _compute(self, assembled: ForwardPass) -> torch.Tensor | list[int]:
-        """The logits of the rows, or the ids of each row's greatest one where that is all that matters."""
-        if assembled.best_only and (best := self._executor.forward_best(assembled.batch)) is not None:
-            return best
-        return self._executor.forward(assembled.batch)
 
     def _account(self, plan: Plan) -> None:
         totals = self._totals

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from inferloom.engine.sequence import Sequence
-from inferloom.models.batch import PAGE_SIZE, RaggedBatch
+from inferloom.models.batch import PAGE_SIZE, Executor, RaggedBatch
 
 
 @dataclass(slots=True)
@@ -53,3 +55,9 @@ class ForwardPass:
                 assembled.ready.append((sequence, len(batch.logit_rows)))
                 batch.logit_rows.extend(range(row + len(sequence.tokens) - 1, row + end))
         return assembled
+
+    def compute(self, executor: Executor) -> torch.Tensor | list[int]:
+        """The logits of the rows, or the id of each row's greatest one where that is all that matters."""
+        if self.best_only and (best := executor.forward_best(self.batch)) is not None:
+            return best
+        return executor.forward(self.batch)
