@@ -16,6 +16,7 @@ import msgspec
 import torch
 
 from inferloom.engine.engine import Engine
+from inferloom.engine.prefix_cache import Content
 from inferloom.errors import LoadFailed
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.footprint import step_tokens
@@ -199,9 +200,7 @@ class EngineHost:
         if not pages:
             return Spilled(id=request.id, pages=0, bytes=0)
         try:
-            if size := self._kept_already(request, {key for key, _ in pages}):
-                return Spilled(id=request.id, pages=len(pages), bytes=size)
-            size = write(
+            size = self._kept_already(request, pages) or write(
                 Path(request.path),
                 owner=request.owner,
                 executor=self._computed_by,
@@ -213,15 +212,12 @@ class EngineHost:
             return Spilled(id=request.id, pages=0, bytes=0)
         return Spilled(id=request.id, pages=len(pages), bytes=size)
 
-    def _kept_already(self, request: Spill, keys: set[bytes]) -> int:
-        """Bytes of the file that this worker's pages came from, where it holds these pages and no others. 0: it does not."""
+    def _kept_already(self, request: Spill, pages: list[tuple[bytes, Content]]) -> int:
+        """Bytes of the file that this worker's first pages came from, once it holds these ones and no others. 0: that cannot be."""
         attached = self._attached
         if attached is None or (attached.path, attached.owner) != (request.path, request.owner):
             return 0
-        if attached.kept.keys != keys or attached.kept.damaged:
-            return 0
-        size = Path(attached.path).stat().st_size if Path(attached.path).exists() else 0
-        return size if size <= request.max_bytes else 0
+        return attached.kept.update(pages, max_bytes=request.max_bytes) or 0
 
     def _attach(self, job: WorkerJob) -> None:
         """Bring back what an earlier worker of this model kept. What cannot be used is discarded."""

@@ -1,34 +1,40 @@
 """A file of KV pages that outlive their worker.
 
-Eight bytes of magic, the pages one after the other, the header (msgpack), its length and its CRC-32 (u32, little-endian). A page is
+Eight bytes of magic, slots for pages one after the other, the header (msgpack), its length and its CRC-32 (u32, little-endian). A page is
 its key, the chained hash of `engine.prefix_cache`, and its raw bytes, which mean something to the same weights, computed the
-same way, alone: the header says whose they are, and has a CRC-32 of each page, against damage (nobody but its owner may write to
+same way, alone: the header says whose they are, and has slot and CRC-32 of each page, against damage (nobody but its owner may write to
 the file). A load reads the header; a page is read, and checked, when a prompt asks for it. What does not fit is discarded, never guessed.
+
+An unload writes the pages that the file lacks, and a header: to slots that nobody wants any more, then behind the others. A worker that is
+killed meanwhile leaves a file without a header, which the next load discards; one that reads the old pages meanwhile finds those it wants
+unchanged, or damaged by their checksums.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import mmap
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 import msgspec
 
+from inferloom.engine.prefix_cache import Content
+
 log = logging.getLogger(__name__)
 
-_MAGIC = b"loomkv\x00\x03"  # the last byte: the version of this form
+_MAGIC = b"loomkv\x00\x04"  # the last byte: the version of this form
 _TAIL = struct.Struct("<II")  # the header's length and checksum
 _MOST_HEADER = 64 << 20
 _FRAME = 4096  # bytes beside pages and keys, at most
 _PER_PAGE = 48  # bytes of the header for each page, at most
-
-Content = Callable[[], bytes | memoryview | None]  # a page's bytes; None where they are damaged
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -37,6 +43,7 @@ class Header(msgspec.Struct, frozen=True):
     page_bytes: int
     keys: list[bytes]  # of each page, the most recently used first
     sums: list[int]  # their checksums
+    slots: list[int]  # and their places
 
 
 class Foreign(Exception):
@@ -59,7 +66,7 @@ def write(
     """Write the file beside its place and rename it; its bytes. Pages without content are left out. Only its owner may read it.
     Raises `OSError`."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    header = Header(owner, executor, page_bytes, [], [])
+    header = Header(owner, executor, page_bytes, [], [], [])
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
@@ -68,12 +75,9 @@ def write(
                 found = content()
                 if found is None:
                     continue
-                header.keys.append(key)
-                header.sums.append(zlib.crc32(found))
+                _enter(header, key, zlib.crc32(found), len(header.slots))
                 file.write(found)
-            encoded = msgspec.msgpack.encode(header)
-            file.write(encoded)
-            file.write(_TAIL.pack(len(encoded), zlib.crc32(encoded)))
+            file.write(_ending(header))
             size = file.tell()
         fresh.replace(path)
     except BaseException:
@@ -83,33 +87,123 @@ def write(
     return size
 
 
+def _enter(header: Header, key: bytes, checksum: int, slot: int) -> None:
+    header.keys.append(key)
+    header.sums.append(checksum)
+    header.slots.append(slot)
+
+
+def _ending(header: Header) -> bytes:
+    encoded = msgspec.msgpack.encode(header)
+    return encoded + _TAIL.pack(len(encoded), zlib.crc32(encoded))
+
+
+def _write_at(file: int, place: int, content: bytes | memoryview) -> int:
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(file, left, place)
+        left, place = left[written:], place + written
+    return len(content)
+
+
 class KeptPages:
     """A file's pages, read and checked one by one. `damaged`: one of those that were read was."""
 
-    def __init__(self, path: Path, whole: memoryview, header: Header) -> None:
+    def __init__(
+        self, path: Path, whole: memoryview, header: Header, *, end: int, identity: tuple[int, int]
+    ) -> None:
+        """`end`: of the slots, where the header begins. `identity`: device and inode of the file."""
         self.keys = frozenset(header.keys)
         self.damaged = False
         self._path = path
         self._whole = whole
         self._header = header
+        self._end = end
+        self._identity = identity
 
     def pages(self) -> list[tuple[bytes, Content]]:
-        return [(key, partial(self._content, place)) for place, key in enumerate(self._header.keys)]
+        header = self._header
+        return [
+            (key, partial(self._content, slot, checksum))
+            for key, checksum, slot in zip(header.keys, header.sums, header.slots, strict=True)
+        ]
 
-    def _content(self, place: int) -> memoryview | None:
-        begin = len(_MAGIC) + place * self._header.page_bytes
+    def _content(self, slot: int, checksum: int) -> memoryview | None:
+        begin = self._place(slot)
         page = self._whole[begin : begin + self._header.page_bytes]
-        if zlib.crc32(page) == self._header.sums[place]:
+        if zlib.crc32(page) == checksum:
             return page
         self.damaged = True
         log.warning("a page of the kept prefixes in %s is discarded: it is damaged", self._path)
         return None
 
+    def _place(self, slot: int) -> int:
+        return len(_MAGIC) + slot * self._header.page_bytes
+
+    def update(self, pages: Sequence[tuple[bytes, Content]], *, max_bytes: int) -> int | None:
+        """Have the file hold `pages` and no others: what it lacks is written, and the header. Its bytes, or None, and nothing is
+        changed, where it is another file by now, has a damaged page, or more than a quarter of it would be of no use. Raises
+        `OSError`; the file is what it was then, but for pages whose slots were not wanted."""
+        mine = dict(
+            zip(self._header.keys, zip(self._header.sums, self._header.slots, strict=True), strict=True)
+        )
+        taken = {mine[key][1] for key, _ in pages if key in mine}
+        slots_now = (self._end - len(_MAGIC)) // self._header.page_bytes
+        free = chain((slot for slot in range(slots_now) if slot not in taken), count(slots_now))
+        most = max(len(pages), slots_now)
+        if self.damaged or 3 * most > 4 * len(pages) or file_bytes(most, self._header.page_bytes) > max_bytes:
+            return None
+        with self._opened() as file:
+            if file is None:
+                return None
+            header = Header(self._header.owner, self._header.executor, self._header.page_bytes, [], [], [])
+            before = bytes(self._whole[self._end :])
+            try:
+                for key, content in pages:
+                    if key in mine:
+                        _enter(header, key, *mine[key])
+                    elif (found := content()) is not None:
+                        slot = next(free)
+                        _write_at(file, self._place(slot), found)
+                        _enter(header, key, zlib.crc32(found), slot)
+                end = self._place(max(slots_now, 1 + max(header.slots, default=-1)))
+                size = end + _write_at(file, end, _ending(header))
+                os.ftruncate(file, size)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    _write_at(file, self._end, before)
+                    os.ftruncate(file, len(self._whole))
+                raise
+            return size
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """The file to write to, nobody else meanwhile; None where it is not what was read."""
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            try:
+                fcntl.flock(
+                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # another worker of the same content unloads as well
+            except BlockingIOError:
+                yield None
+                return
+            status = os.fstat(file)
+            same = (status.st_dev, status.st_ino, status.st_size) == (*self._identity, len(self._whole))
+            yield file if same else None
+        finally:
+            os.close(file)
+
 
 def read(path: Path, *, owner: str, executor: str, page_bytes: int) -> KeptPages:
     """The pages of a file, which is mapped. Raises `Foreign` and `OSError`."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        size = status.st_size
         if size < len(_MAGIC) + _TAIL.size:
             raise Foreign("it is cut short")
         whole = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
@@ -128,8 +222,11 @@ def read(path: Path, *, owner: str, executor: str, page_bytes: int) -> KeptPages
         raise Foreign(f"its header cannot be read: {error}") from None
     if (header.owner, header.executor, header.page_bytes) != (owner, executor, page_bytes):
         raise Foreign("its pages are of another model, or were computed otherwise")
-    count = len(header.keys)
-    whole_pages = len(_MAGIC) + count * page_bytes == begin
-    if not whole_pages or len(set(header.keys)) != count or len(header.sums) != count:
-        raise Foreign("it holds another number of pages than it says")
-    return KeptPages(path, whole, header)
+    pages, slots = len(header.keys), (begin - len(_MAGIC)) // page_bytes
+    distinct = (
+        len(set(header.keys)) == len(set(header.slots)) == len(header.sums) == len(header.slots) == pages
+    )
+    within = all(0 <= slot < slots for slot in header.slots)
+    if not distinct or not within or len(_MAGIC) + slots * page_bytes != begin:
+        raise Foreign("it holds other pages than it says")
+    return KeptPages(path, whole, header, end=begin, identity=(status.st_dev, status.st_ino))

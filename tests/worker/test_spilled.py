@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from inferloom.worker.spilled import Foreign, fitting, read, write
+from inferloom.worker.spilled import Foreign, KeptPages, file_bytes, fitting, read, write
 
 PAGES = [(bytes([number]) * 32, bytes([number]) * 96) for number in range(5)]
 
@@ -68,6 +69,81 @@ def test_any_damaged_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFi
     damaged.write_bytes(whole + b"\0")
     with pytest.raises(Foreign):
         read(damaged, owner="me", executor="native", page_bytes=96)
+
+
+def page(number: int) -> tuple[bytes, partial[bytes]]:
+    return bytes([number]) * 32, partial(bytes, bytes([number]) * 96)
+
+
+def opened(path: Path) -> KeptPages:
+    return read(path, owner="me", executor="native", page_bytes=96)
+
+
+def contents(path: Path) -> dict[bytes, bytes]:
+    return {key: bytes(content() or b"") for key, content in opened(path).pages()}
+
+
+@pytest.mark.parametrize(
+    "wanted", [[0, 1, 2, 3, 4], [7, 0, 1, 2, 3, 4], [9, 4, 0, 3, 8], [1, 2, 3, 4], [*range(5, 30), 2]]
+)
+def test_a_file_takes_in_what_it_lacks(wanted: list[int], tmp_path: Path) -> None:
+    path = written(tmp_path / "a.kv")
+    before, inode = opened(path), path.stat().st_ino
+    size = before.update([page(number) for number in wanted], max_bytes=1 << 20)
+    assert size == path.stat().st_size <= file_bytes(max(len(wanted), 5), 96)
+    assert path.stat().st_ino == inode
+    assert list(contents(path)) == [bytes([number]) * 32 for number in wanted]
+    assert all(content == key * 3 for key, content in contents(path).items())
+    # Who read the file before finds the pages that stayed, and no others in their places.
+    found = {key: content() for key, content in before.pages()}
+    assert all(content is None or bytes(content) == key * 3 for key, content in found.items())
+    assert all(found[bytes([number]) * 32] is not None for number in wanted if number < 5)
+
+
+def test_a_file_takes_in_only_what_can_be_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.kv")
+    lost = (b"gone" * 8, nothing)
+    assert opened(path).update([page(6), lost, *map(page, range(5))], max_bytes=1 << 20)  # type: ignore[list-item]
+    assert [key[0] for key in contents(path)] == [6, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("reason", ["replaced", "updated", "gone", "damaged", "useless", "full", "locked"])
+def test_a_file_that_is_better_written_again_is_left_as_it_is(reason: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.kv")
+    kept, wanted, most = opened(path), [page(number) for number in range(6)], 1 << 20
+    if reason == "replaced":
+        written(path)
+    elif reason == "updated":
+        assert opened(path).update([page(8), *map(page, range(5))], max_bytes=most)
+    elif reason == "gone":
+        path.unlink()
+    elif reason == "damaged":
+        with path.open("r+b") as file:
+            file.seek(20)
+            file.write(b"?")
+        assert next(content() for _, content in kept.pages()) is None
+    elif reason == "useless":
+        wanted = [page(0), page(9)]
+    elif reason == "full":
+        most = file_bytes(6, 96) - 1
+    before = path.read_bytes() if path.exists() else None
+    with open(path if reason == "locked" else "/dev/null") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert kept.update(wanted, max_bytes=most) is None
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_an_update_that_fails_leaves_the_pages_that_stay(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.kv")
+    before = path.read_bytes()
+
+    def breaking() -> bytes:
+        raise OSError("no space left")
+
+    wanted = [*map(page, range(5)), page(6), (b"y" * 32, breaking)]
+    with pytest.raises(OSError, match="no space"):
+        opened(path).update(wanted, max_bytes=1 << 20)
+    assert path.read_bytes() == before
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
