@@ -49,10 +49,10 @@ def threads() -> int:
     return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
-def children() -> list[int]:
-    """Process ids of the calling process's children, zombies included."""
+def children(process: int | None = None) -> list[int]:
+    """Process ids of a process's children, zombies included; by default of the calling process. None where it is gone."""
     found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{process or 'self'}/task").glob("*"):
         try:
             text = (task / "children").read_text()
         except OSError:  # a thread that has just ended

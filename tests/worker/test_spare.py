@@ -16,20 +16,13 @@ from inferloom.worker.pool import WorkerPool
 from inferloom.worker.rehearsal import rehearse
 
 
-def _children_of(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 async def _spare_of(pool: WorkerPool) -> int:
     """The worker that the forkserver has forked ahead of the next request, once there is one that waits."""
     found: list[int] = []
 
     def waits() -> bool:
-        middle = _children_of(pool.forkserver_pid or -1)
-        found[:] = [pid for pid in middle for pid in _children_of(pid) if _name(pid) == "loom:spare"]
+        middle = children(pool.forkserver_pid or -1)
+        found[:] = [pid for pid in middle for pid in children(pid) if _name(pid) == "loom:spare"]
         return bool(found)
 
     await becomes(waits)
@@ -50,7 +43,7 @@ async def test_in_a_pause_a_worker_is_forked_ahead_and_the_next_load_gets_it(poo
     second = await Driven.spawn(pool)
     assert second.process.pid == spare
     assert {first.process.pid, spare} <= set(children())
-    assert _children_of(pool.forkserver_pid or -1) == []
+    assert children(pool.forkserver_pid or -1) == []
     second.process.send(GetStats(7))
     assert (await second.hear(Stats)).id == 7
     assert str(await second.process.stop()) == "exit status 0"
