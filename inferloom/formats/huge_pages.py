@@ -13,6 +13,7 @@ import contextlib
 import logging
 import mmap
 import os
+import random
 import time
 from collections.abc import Sequence
 from resource import RUSAGE_THREAD, getrusage
@@ -82,9 +83,10 @@ def small_extents(descriptor: int, size: int, extents: Sequence[int] | None = No
 
 
 def _extents(size: int) -> list[int]:
-    count = size // _HUGE
-    # Not at equal distances: read-ahead leaves small ones at equal distances, too.
-    return sorted({int(place * _GOLDEN % 1 * count) * _HUGE for place in range(_SAMPLES)})
+    count, phase = size // _HUGE, random.random()
+    # Not at equal distances: read-ahead leaves small ones at equal distances, too. And others each time: looking at one that is not
+    # in the cache reads it into a huge page, whatever becomes of those beside it.
+    return sorted({int((phase + place * _GOLDEN) % 1 * count) * _HUGE for place in range(_SAMPLES)})
 
 
 def _is_small(mapping: mmap.mmap, offset: int) -> bool:
