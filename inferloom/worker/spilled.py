@@ -37,13 +37,19 @@ _FRAME = 4096  # bytes beside pages and keys, at most
 _PER_PAGE = 48  # bytes of the header for each page, at most
 
 
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A page of the file."""
+
+    key: bytes
+    checksum: int
+    slot: int
+
+
 class Header(msgspec.Struct, frozen=True):
     owner: str  # checkpoint, quantization and options: what the gateway calls the file by
     executor: str  # what computed the pages: another instruction set rounds otherwise
     page_bytes: int
-    keys: list[bytes]  # of each page, the most recently used first
-    sums: list[int]  # their checksums
-    slots: list[int]  # and their places
+    pages: list[Entry]  # the most recently used first
 
 
 class Foreign(Exception):
@@ -66,7 +72,7 @@ def write(
     """Write the file beside its place and rename it; its bytes. Pages without content are left out. Only its owner may read it.
     Raises `OSError`."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    header = Header(owner, executor, page_bytes, [], [], [])
+    header = Header(owner, executor, page_bytes, [])
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
@@ -75,7 +81,7 @@ def write(
                 found = content()
                 if found is None:
                     continue
-                _enter(header, key, zlib.crc32(found), len(header.slots))
+                header.pages.append(Entry(key, zlib.crc32(found), len(header.pages)))
                 file.write(found)
             file.write(_ending(header))
             size = file.tell()
@@ -85,12 +91,6 @@ def write(
             fresh.unlink()
         raise
     return size
-
-
-def _enter(header: Header, key: bytes, checksum: int, slot: int) -> None:
-    header.keys.append(key)
-    header.sums.append(checksum)
-    header.slots.append(slot)
 
 
 def _ending(header: Header) -> bytes:
@@ -113,7 +113,7 @@ class KeptPages:
         self, path: Path, whole: memoryview, header: Header, *, end: int, identity: tuple[int, int]
     ) -> None:
         """`end`: of the slots, where the header begins. `identity`: device and inode of the file."""
-        self.keys = frozenset(header.keys)
+        self.keys = frozenset(entry.key for entry in header.pages)
         self.damaged = False
         self._path = path
         self._whole = whole
@@ -122,16 +122,12 @@ class KeptPages:
         self._identity = identity
 
     def pages(self) -> list[tuple[bytes, Content]]:
-        header = self._header
-        return [
-            (key, partial(self._content, slot, checksum))
-            for key, checksum, slot in zip(header.keys, header.sums, header.slots, strict=True)
-        ]
+        return [(entry.key, partial(self._content, entry)) for entry in self._header.pages]
 
-    def _content(self, slot: int, checksum: int) -> memoryview | None:
-        begin = self._place(slot)
+    def _content(self, entry: Entry) -> memoryview | None:
+        begin = self._place(entry.slot)
         page = self._whole[begin : begin + self._header.page_bytes]
-        if zlib.crc32(page) == checksum:
+        if zlib.crc32(page) == entry.checksum:
             return page
         self.damaged = True
         log.warning("a page of the kept prefixes in %s is discarded: it is damaged", self._path)
@@ -144,10 +140,8 @@ class KeptPages:
         """Have the file hold `pages` and no others: what it lacks is written, and the header. Its bytes, or None, and nothing is
         changed, where it is another file by now, has a damaged page, or more than a quarter of it would be of no use. Raises
         `OSError`; the file is what it was then, but for pages whose slots were not wanted."""
-        mine = dict(
-            zip(self._header.keys, zip(self._header.sums, self._header.slots, strict=True), strict=True)
-        )
-        taken = {mine[key][1] for key, _ in pages if key in mine}
+        mine = {entry.key: entry for entry in self._header.pages}
+        taken = {mine[key].slot for key, _ in pages if key in mine}
         slots_now = (self._end - len(_MAGIC)) // self._header.page_bytes
         free = chain((slot for slot in range(slots_now) if slot not in taken), count(slots_now))
         most = max(len(pages), slots_now)
@@ -156,17 +150,17 @@ class KeptPages:
         with self._opened() as file:
             if file is None:
                 return None
-            header = Header(self._header.owner, self._header.executor, self._header.page_bytes, [], [], [])
+            header = msgspec.structs.replace(self._header, pages=[])
             before = bytes(self._whole[self._end :])
             try:
                 for key, content in pages:
                     if key in mine:
-                        _enter(header, key, *mine[key])
+                        header.pages.append(mine[key])
                     elif (found := content()) is not None:
                         slot = next(free)
                         _write_at(file, self._place(slot), found)
-                        _enter(header, key, zlib.crc32(found), slot)
-                end = self._place(max(slots_now, 1 + max(header.slots, default=-1)))
+                        header.pages.append(Entry(key, zlib.crc32(found), slot))
+                end = self._place(max(slots_now, 1 + max((entry.slot for entry in header.pages), default=-1)))
                 size = end + _write_at(file, end, _ending(header))
                 os.ftruncate(file, size)
             except BaseException:
@@ -186,10 +180,8 @@ class KeptPages:
             return
         try:
             try:
-                fcntl.flock(
-                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # another worker of the same content unloads as well
-            except BlockingIOError:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # another worker of the same content unloads as well
                 yield None
                 return
             status = os.fstat(file)
@@ -222,11 +214,9 @@ def read(path: Path, *, owner: str, executor: str, page_bytes: int) -> KeptPages
         raise Foreign(f"its header cannot be read: {error}") from None
     if (header.owner, header.executor, header.page_bytes) != (owner, executor, page_bytes):
         raise Foreign("its pages are of another model, or were computed otherwise")
-    pages, slots = len(header.keys), (begin - len(_MAGIC)) // page_bytes
-    distinct = (
-        len(set(header.keys)) == len(set(header.slots)) == len(header.sums) == len(header.slots) == pages
-    )
-    within = all(0 <= slot < slots for slot in header.slots)
+    keys, used = {entry.key for entry in header.pages}, {entry.slot for entry in header.pages}
+    distinct, slots = len(keys) == len(used) == len(header.pages), (begin - len(_MAGIC)) // page_bytes
+    within = all(0 <= slot < slots for slot in used)
     if not distinct or not within or len(_MAGIC) + slots * page_bytes != begin:
         raise Foreign("it holds other pages than it says")
     return KeptPages(path, whole, header, end=begin, identity=(status.st_dev, status.st_ino))
