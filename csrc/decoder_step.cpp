@@ -312,9 +312,7 @@ void StepWorker::note(int32_t first, int32_t cols, int32_t row_begin, int32_t ro
     Best& best = own_.best[static_cast<size_t>(row)];
     const float greatest = operators_.sampling.maxima(logits, cols, own_.maxima.data());
     if (greatest < best.value) continue;
-    const auto block = std::find(own_.maxima.begin(), own_.maxima.end() - 1, greatest) - own_.maxima.begin();
-    const float* from = logits + std::min<int64_t>(block * kMaximumBlock, cols);
-    best.see(greatest, first + static_cast<int32_t>(std::find(from, logits + cols, greatest) - logits));
+    best.see(greatest, first + first_best(logits, cols, own_.maxima.data(), greatest));
   }
 }
 

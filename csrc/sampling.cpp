@@ -41,7 +41,7 @@ class RowSampler {
 
   int32_t draw(const float* logits, const Draw& draw) {
     if (!look_at(logits)) return -1;
-    if (!(draw.temperature > 0)) return first_best(logits);
+    if (!(draw.temperature > 0)) return first_best(logits, vocab_, maxima_.data(), top_);
     const ScoredRow row{logits, vocab_, top_, std::max(draw.temperature, 1e-30f),
                         draw.min_p > 0 ? std::log(draw.min_p) : -kInfinity};
     const bool limited = draw.top_k > 0 && draw.top_k < vocab_;
@@ -87,11 +87,6 @@ class RowSampler {
   }
 
  private:
-  int32_t first_best(const float* logits) const {
-    const auto block = std::find(maxima_.begin(), maxima_.end(), top_) - maxima_.begin();
-    return static_cast<int32_t>(std::find(logits + block * kMaximumBlock, logits + vocab_, top_) - logits);
-  }
-
   double whole_mass(const ScoredRow& row) {
     ops_.masses(row, masses_.data());
     double sum = 0;
@@ -255,6 +250,13 @@ class RowSampler {
 };
 
 }  // namespace
+
+int32_t first_best(const float* logits, int32_t count, const float* maxima, float top) {
+  const int32_t blocks = (count + kMaximumBlock - 1) / kMaximumBlock;
+  const auto block = static_cast<int32_t>(std::find(maxima, maxima + blocks, top) - maxima);
+  const float* from = logits + std::min(block * kMaximumBlock, count);
+  return static_cast<int32_t>(std::find(from, logits + count, top) - logits);
+}
 
 void sample(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const Draw* draws,
             int32_t count, int32_t* tokens, int threads) {

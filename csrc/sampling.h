@@ -47,6 +47,9 @@ struct Draw {
   int32_t top_k;
 };
 
+// The first of `count` columns that equals their greatest, `top`, by the `maxima` of them; `count` where none does.
+int32_t first_best(const float* logits, int32_t count, const float* maxima, float top);
+
 // tokens[i] for draws[i]; −1 where a row is no distribution (NaN, or nothing above −∞). Ties go to the lower id.
 // `threads` share the draws.
 void sample(const Operators& operators, const float* logits, int64_t stride, int32_t vocab, const Draw* draws,
