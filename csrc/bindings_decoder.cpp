@@ -100,8 +100,9 @@ void bind_decoder(nb::module_& module) {
              if (layout < 0 || layout >= kLayouts) {
                throw std::invalid_argument("there is no such layout");
              }
-             if (static_cast<Layout>(layout) == Layout::Q8_HALVES && cols > kMostDithered) {
-               throw std::invalid_argument("a matrix in Q8_HALVES has at most " + std::to_string(kMostDithered) + " columns");
+             const bool dithered = static_cast<Layout>(layout) == Layout::Q8_HALVES || static_cast<Layout>(layout) == Layout::Q4_DITHERED;
+             if (dithered && cols > kMostDithered) {
+               throw std::invalid_argument("a matrix in Q8_HALVES or Q4_DITHERED has at most " + std::to_string(kMostDithered) + " columns");
              }
              new (self) Linear{static_cast<Layout>(layout), rows, cols, pointer<void>(data), pointer<float>(bias)};
            },
@@ -171,6 +172,7 @@ void bind_decoder(nb::module_& module) {
       .def_rw("positions", &DecoderWeights::positions)
       .def_rw("norm", &DecoderWeights::norm)
       .def_rw("head", &DecoderWeights::head)
+      .def_rw("screen", &DecoderWeights::screen)
       .def("add_layer", [](DecoderWeights& self, const DecoderLayer& layer) { self.layers.push_back(layer); });
 
   nb::class_<StepDecoder>(module, "Decoder",

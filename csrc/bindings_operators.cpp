@@ -35,6 +35,7 @@ class Rows {
   void require_form(const Linear& weight) const {
     require(view_.cols == weight.cols, "the rows have another number of columns than the weights");
     require((view_.forms & form_of(weight.layout)) != 0, "the rows lack the form that these weights want");
+    require(weight.layout != Layout::Q4_DITHERED, "a screen gives bounds, no products");
     require(!weight.quantised() || reinterpret_cast<Address>(weight.data) % 64 == 0,
             "packed weights begin at a multiple of 64 bytes");
   }

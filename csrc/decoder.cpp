@@ -17,12 +17,13 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
-void require_linear(const Linear& w, int32_t rows, int32_t cols, const char* name) {
+void require_linear(const Linear& w, int32_t rows, int32_t cols, const char* name, bool screens = false) {
   const auto size = [](int32_t n, int32_t k) { return std::to_string(n) + " x " + std::to_string(k); };
   const auto refuse = [&](const std::string& what) { throw std::invalid_argument(std::string(name) + what); };
   if (w.rows != rows || w.cols != cols) refuse(" is " + size(w.rows, w.cols) + ", not " + size(rows, cols));
   if (!w.data) refuse(" has no data");
   if (w.quantised() && reinterpret_cast<uintptr_t>(w.data) % 64) refuse(" does not begin at a multiple of 64 bytes");
+  if ((w.layout == Layout::Q4_DITHERED) != screens) refuse(screens ? " is no screen" : " is a screen");
 }
 
 void require_layer(const DecoderSpec& spec, const DecoderLayer& layer) {
@@ -81,6 +82,10 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
   require(!weights_.layers.empty(), "a decoder needs layers");
   require_linear(weights_.embedding, spec.vocab_size, spec.hidden_size, "embedding");
   require_linear(weights_.head, spec.vocab_size, spec.hidden_size, "head");
+  if (weights_.screen.present()) {
+    require_linear(weights_.screen, spec.vocab_size, spec.hidden_size, "screen", true);
+    require(weights_.head.quantised(), "a screen belongs to a quantised head");
+  }
   if (weights_.positions.present()) {
     require_linear(weights_.positions, weights_.positions.rows, spec.hidden_size, "positions");
   }
@@ -193,7 +198,7 @@ void Decoder::plan(const StepBatch& batch) {
 bool Decoder::may_screen(int32_t wanted) const {
   const bool plain = !weights_.head.bias && spec_.logit_soft_cap == 0.0f && spec_.logit_factor > 0.0f;
   const bool few = wanted > 0 && wanted <= kScreenedRows;
-  return few && plain && weights_.head.layout == Layout::Q8_HALVES;
+  return few && plain && (weights_.screen.present() || weights_.head.layout == Layout::Q8_HALVES);
 }
 
 void Decoder::reserve(const StepBatch& batch) {

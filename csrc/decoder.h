@@ -64,6 +64,7 @@ struct DecoderWeights {
   std::vector<DecoderLayer> layers;
   Norm norm;
   Linear head;
+  Linear screen;  // of a quantised head, in Q4_DITHERED; absent: none, or the head has one in itself
 };
 
 // As `RaggedBatch` of inferloom/models/batch.py.
@@ -124,7 +125,7 @@ class Screening {
   }
 
  private:
-  static constexpr float kMostComputed = 1.0f / 3;  // upper halves, and so much of both, in two passes: no longer less than all at once
+  static constexpr float kMostComputed = 1.0f / 3;  // a screen, and so much of the matrix, in two passes: no longer less than all at once
   float share_ = -1;          // computed lately, of all blocks; −1: nothing is known
   int pause_ = 0, left_ = 0;  // steps
 };

@@ -318,8 +318,10 @@ void StepWorker::note(int32_t first, int32_t cols, int32_t row_begin, int32_t ro
 
 void StepWorker::screen(const LinearJob& job) {
   auto& peaks = decoder_.peaks_[static_cast<size_t>(team_.index())];
-  linears(Stage::LOGITS, &job, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
-    operators_.bound(job, peaks.data() + row_begin, begin, end, row_begin, row_end);
+  LinearJob bounds = job;
+  if (decoder_.weights_.screen.present()) bounds.weight = &decoder_.weights_.screen;
+  linears(Stage::LOGITS, &bounds, 1, [&](const LinearJob&, int begin, int end, int row_begin, int row_end) {
+    operators_.bound(bounds, peaks.data() + row_begin, begin, end, row_begin, row_end);
   });
   // The block with the greatest bound gives a result that most others' bounds do not reach.
   for (int32_t row = 0; row < rows_; ++row) {

@@ -1,5 +1,5 @@
-// What Q8_HALVES adds to a column's numbers before it cuts them into halves (layouts.md): 0 … 15, the upper bits of splitmix64 at the
-// column's number. inferloom/formats/dither.py has the same.
+// What is added to a column's numbers before they are cut to four bits (layouts.md): 0 … 255 sixteenths, the upper bits of splitmix64 at
+// the column's number. Q8_HALVES, whose numbers are whole, takes the whole steps of it. inferloom/formats/dither.py has the same.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,9 @@ namespace inferloom {
 constexpr int kMostDithered = 8192;  // columns of a matrix
 
 struct Dither {
-  int8_t of[kMostDithered];
+  uint8_t sixteenths[kMostDithered];
+  // Of that the steps, 0 … 15. Not shifted where they are used: GCC 12 takes (byte >> 4) − 8 for an unsigned byte when it makes VNNI products of it.
+  int8_t whole[kMostDithered];
 };
 
 constexpr Dither make_dither() {
@@ -17,14 +19,16 @@ constexpr Dither make_dither() {
     uint64_t z = (column + 1) * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    dither.of[column] = static_cast<int8_t>((z ^ (z >> 31)) >> 60);
+    z ^= z >> 31;
+    dither.sixteenths[column] = static_cast<uint8_t>(z >> 56);
+    dither.whole[column] = static_cast<int8_t>(z >> 60);
   }
   return dither;
 }
 
 static constexpr Dither kDither = make_dither();
 
-// A weight is scale · (byte − kHalvesBias − dither).
+// A weight of Q8_HALVES is scale · (byte − kHalvesBias − whole dither).
 constexpr int kHalvesBias = 120;
 
 }  // namespace inferloom

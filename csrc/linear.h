@@ -5,8 +5,8 @@
 
 namespace inferloom {
 
-enum class Layout : int32_t { F32 = 0, F16 = 1, BF16 = 2, Q8_32 = 3, Q8_ROW = 4, Q4_32 = 5, Q4S_32 = 6, Q4Z_32 = 7, Q8_HALVES = 8 };
-constexpr int32_t kLayouts = 9;
+enum class Layout : int32_t { F32 = 0, F16 = 1, BF16 = 2, Q8_32 = 3, Q8_ROW = 4, Q4_32 = 5, Q4S_32 = 6, Q4Z_32 = 7, Q8_HALVES = 8, Q4_DITHERED = 9 };
+constexpr int32_t kLayouts = 10;
 
 // A weight of Q4S_32 and Q4Z_32 is scale / kLevelsOfStep · (kLevelsOfStep · nibble + zero − kLevelBias).
 constexpr int kLevelsOfStep = 4;
@@ -44,7 +44,8 @@ inline size_t block_bytes(const Linear& w) {
     case Layout::Q8_HALVES: return (k + kHalvesGroup - 1) / kHalvesGroup * (kHalvesUpper + kHalvesLower);
     case Layout::Q4_32: return (k + 31) / 32 * 320;
     case Layout::Q4S_32:
-    case Layout::Q4Z_32: return (k + 63) / 64 * 576;
+    case Layout::Q4Z_32:
+    case Layout::Q4_DITHERED: return (k + 63) / 64 * 576;
   }
   return 0;
 }

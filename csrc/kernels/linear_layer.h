@@ -1,7 +1,7 @@
 // The linear layer: a share of y = add · y + factor (W x + bias).
 #pragma once
 #include "../operators.h"
-#include "linear_halves.h"
+#include "linear_screen.h"
 #include "linear_product.h"
 
 namespace inferloom {

@@ -16,7 +16,7 @@ using namespace inferloom;
 namespace {
 
 constexpr int kThreads = 2;
-const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32", "Q8_HALVES"};
+const char* const kNames[] = {"F32", "F16", "BF16", "Q8_32", "Q8_ROW", "Q4_32", "Q4S_32", "Q4Z_32", "Q8_HALVES", "Q4_DITHERED"};
 
 double now() { return omp_get_wtime(); }
 
@@ -72,18 +72,18 @@ double time_linear(const Operators& op, const Layers& layers, int tokens, int gr
 
 void bench(const Operators& op, Layout layout, int rows, int cols, const std::vector<int>& all_tokens) {
   const Layers layers(layout, rows, cols);
-  const bool halves = layout == Layout::Q8_HALVES;
+  const bool halves = layout == Layout::Q8_HALVES, screen = layout == Layout::Q4_DITHERED;
   const int group = halves || layout == Layout::Q8_ROW || layout == Layout::Q4Z_32 ? 128 : 32;  // as native_weights.py chooses
-  std::printf("%-9s %6d x %-5d", kNames[static_cast<int>(layout)], rows, cols);
+  std::printf("%-11s %6d x %-5d", kNames[static_cast<int>(layout)], rows, cols);
   for (int tokens : all_tokens) {
+    if ((halves || screen) && tokens <= kScreenedRows) std::printf("  %d, bounds: %.0f us", tokens, time_linear(op, layers, tokens, group, true) * 1e6);
+    if (screen) continue;
     const double seconds = time_linear(op, layers, tokens, group);
     const double macs = static_cast<double>(rows) * cols * tokens / seconds * 1e-9;
     if (tokens == 1)
       std::printf("  1: %5.1f GB/s (%.0f us)", static_cast<double>(layers.one) / seconds * 1e-9, seconds * 1e6);
     else
       std::printf("  %d: %5.0f", tokens, macs);
-    if (halves && tokens <= kScreenedRows)
-      std::printf("  bounds: %.0f us", time_linear(op, layers, tokens, group, true) * 1e6);
   }
   std::printf("\n");
   std::fflush(stdout);
@@ -106,7 +106,7 @@ int main(int argc, char** argv) {
   if (argc > 4) tokens.clear();
   for (int i = 4; i < argc; ++i) tokens.push_back(std::atoi(argv[i]));
   const int shapes[][2] = {{3072, 1024}, {1024, 3072}, {576, 1536}, {151936, 1024}};
-  for (int layout = 0; layout < kLayouts; ++layout) {
+  for (int layout = 0; layout < static_cast<int>(std::size(kNames)); ++layout) {
     if (argc > 1 ? std::string(argv[1]) != kNames[layout] && std::string(argv[1]) != "all" : layout < 2) continue;
     if (argc > 3) {
       bench(op, static_cast<Layout>(layout), std::atoi(argv[2]), std::atoi(argv[3]), tokens);

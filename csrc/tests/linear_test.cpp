@@ -110,9 +110,9 @@ void test_linear(const Operators& op, Layout layout, int rows, int cols, int tok
 
 // Rows whose greatest result alone is asked for: it is the same bits in the same place, whatever the division. `peak`: whether it stands
 // out, so that most blocks are left out.
-void test_best(const Operators& op, int rows, int cols, int tokens, int group, bool peak, uint64_t seed) {
+void test_best(const Operators& op, Layout layout, int rows, int cols, int tokens, int group, bool peak, uint64_t seed) {
   Random random(seed);
-  const Matrix w = random_matrix(Layout::Q8_HALVES, rows, cols, random, false, true);
+  const Matrix w = random_matrix(layout, rows, cols, random, false, true), beside = screen_of(w);
   Input in(tokens, cols, group);
   auto x = random_rows(tokens, cols, random);
   for (int m = 0; peak && m < tokens; ++m)  // towards a row
@@ -126,8 +126,10 @@ void test_best(const Operators& op, int rows, int cols, int tokens, int group, b
   const int cut = static_cast<int>(random.next() % static_cast<uint64_t>(w.view.blocks() + 1));
   Peak peaks[kScreenedRows];
   std::fill_n(peaks, kScreenedRows, Peak{-INFINITY, 0});
-  op.bound(job, peaks, cut, w.view.blocks(), 0, tokens);
-  op.bound(job, peaks, 0, cut, 0, tokens);
+  LinearJob bounds = job;
+  if (layout != Layout::Q8_HALVES) bounds.weight = &beside.view;
+  op.bound(bounds, peaks, cut, w.view.blocks(), 0, tokens);
+  op.bound(bounds, peaks, 0, cut, 0, tokens);
   Best best[2][kScreenedRows];
   for (int m = 0; m < tokens; ++m) {
     const float *y = all.data() + m * rows, *z = some.data() + m * rows;
@@ -236,11 +238,13 @@ void test_all(const Operators& op) {
     test_embed(op, layout, 16, 33);
   }
   for (int tokens = 1; tokens <= kScreenedRows; ++tokens) {
-    test_best(op, 2000, 576, tokens, 128, false, seed++);
-    test_best(op, 1999, 1024, tokens, 128, true, seed++);
-    test_best(op, 333, 100, tokens, 32, false, seed++);
-    test_best(op, 3000, 640, tokens, 32, true, seed++);
-    test_best(op, 7, 33, tokens, 64, true, seed++);
+    for (const Layout layout : {Layout::Q8_HALVES, Layout::Q8_32}) {
+      test_best(op, layout, 2000, 576, tokens, 128, false, seed++);
+      test_best(op, layout, 1999, 1024, tokens, 128, true, seed++);
+      test_best(op, layout, 333, 100, tokens, 32, false, seed++);
+      test_best(op, layout, 3000, 640, tokens, 32, true, seed++);
+      test_best(op, layout, 7, 33, tokens, 64, true, seed++);
+    }
   }
   test_gated(op, Layout::Q4_32, Layout::BF16, 160, 64, 3, Activation::SILU, true);
   test_gated(op, Layout::F16, Layout::Q8_32, 160, 64, 3, Activation::SILU, true);

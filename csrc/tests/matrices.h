@@ -139,7 +139,7 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
         const int shift = c % 32 < 16 ? 0 : 4, byte = (upper[at] >> shift & 15) << 4 | (lower[at] >> shift & 15);
         float s;
         std::memcpy(&s, upper + kHalvesLower + 4 * r, 4);
-        value = s * static_cast<float>(byte - 120 - kDither.of[c]);
+        value = s * static_cast<float>(byte - 120 - kDither.whole[c]);
       } else {
         float s;
         std::memcpy(&s, p + block - 64 + 4 * r, 4);
@@ -149,6 +149,43 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
     }
   }
   return m;
+}
+
+// The least float16 that is not below a positive number.
+inline uint16_t half_above(float value) {
+  uint16_t low = 0, high = 0x7bff;
+  while (low < high) {
+    const auto middle = static_cast<uint16_t>((low + high) / 2);
+    if (from_f16(middle) < value) low = static_cast<uint16_t>(middle + 1); else high = middle;
+  }
+  return low;
+}
+
+// The screen of a matrix, in Q4_DITHERED.
+inline Matrix screen_of(const Matrix& m) {
+  Matrix screen;
+  screen.view = {Layout::Q4_DITHERED, m.view.rows, m.view.cols, nullptr, nullptr};
+  const size_t block = block_bytes(screen.view), bytes = block * static_cast<size_t>(screen.view.blocks());
+  screen.memory = std::make_unique<Memory>(bytes);
+  std::memset(screen.memory->data, 0, bytes);
+  screen.view.data = screen.memory->data;
+  const size_t rows = static_cast<size_t>(m.view.rows), cols = static_cast<size_t>(m.view.cols);
+  for (size_t i = 0; i < rows * cols; i += std::min<size_t>(32, cols - i % cols)) {
+    const size_t row = i / cols, first = i % cols, count = std::min<size_t>(32, cols - first), r = row % 16;
+    float most = 0;
+    for (size_t k = 0; k < count; ++k) most = std::max(most, std::fabs(m.values[i + k]));
+    const uint16_t half = half_above(most / kHalvesBias);
+    const float scale = from_f16(half);
+    uint8_t* unit = screen.memory->data + row / 16 * block + first / 64 * 576;
+    uint8_t* quads = unit + first / 32 % 2 * 256;
+    std::memcpy(unit + 512 + first / 32 % 2 * 32 + 2 * r, &half, 2);
+    for (size_t k = 0; k < count; ++k) {
+      const float dither = kDither.sixteenths[first + k] / 16.0f;
+      const int upper = static_cast<int>((m.values[i + k] / scale + kHalvesBias + dither) / 16);
+      quads[64 * (k % 16 / 4) + 4 * r + k % 4] |= static_cast<uint8_t>(k < 16 ? upper : upper << 4);
+    }
+  }
+  return screen;
 }
 
 struct Input {  // owns the buffers of an Activations with every form

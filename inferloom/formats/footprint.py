@@ -20,6 +20,7 @@ from inferloom.formats.model_shape import ModelShape, shape_of
 from inferloom.formats.packed_file import Stored
 from inferloom.formats.planned_weights import planned
 from inferloom.formats.safetensors_file import ITEM_SIZES
+from inferloom.formats.screens import is_screen
 from inferloom.types import Footprint
 
 PAGE_TOKENS = 32  # of one KV page: `models.batch.PAGE_SIZE`
@@ -182,6 +183,8 @@ def _resident(tensors: Sequence[Stored], path: str, *, dtype: str, activation_dt
     rounded = None if dtype == "auto" else _WORDS[dtype]
     mapped, copied, kept = 0, 0, False
     for tensor in tensors:
+        if is_screen(tensor.name) and path != "step":
+            continue  # mapped and never read
         form = _form(tensor, path, compute=compute, rounded=rounded)
         mapped += tensor.size
         if form is None:

@@ -25,7 +25,7 @@ log = logging.getLogger("inferloom.formats")
 Progress = Callable[[LoadProgress], None]
 
 # Raise it when a conversion comes out differently: older folders are then rebuilt.
-VERSION = 4
+VERSION = 5
 
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 

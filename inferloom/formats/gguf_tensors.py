@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from inferloom.errors import InvalidFormat, LoadFailed
 from inferloom.formats import gguf_blocks
 from inferloom.formats.gguf_file import GgufFile, TensorInfo
-from inferloom.formats.layout import ROWS
+from inferloom.formats.interleaving import values_of
+from inferloom.formats.layout import ROWS, Layout
 from inferloom.formats.packed_file import Stored
+from inferloom.formats.quantiser import pack_q4_dithered
+from inferloom.formats.screens import screen_of
 from inferloom.formats.threads import each
 
 _WHOLE = {
@@ -41,16 +44,19 @@ _CHUNK = 1 << 18  # elements converted at a time: intermediate results stay in t
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A tensor to write: its Hugging Face name, and for Q and K of Llama files the heads whose rows are interleaved."""
+    """A tensor to write: its Hugging Face name, and for Q and K of Llama files the heads whose rows are interleaved. `screens`:
+    not the matrix itself, but its screen."""
 
     name: str
     tensor: TensorInfo
     file: GgufFile
     interleaved_heads: int = 0
+    screens: bool = False
 
 
 def place(files: list[GgufFile], config: Mapping[str, Any], *, family: str) -> list[Placed]:
-    """Every tensor of `files` by its Hugging Face name, in that order. Raises for one that no model here has."""
+    """Every tensor of `files` by its Hugging Face name, in that order, and the output matrix's screen where it has one. Raises for
+    a tensor that no model here has."""
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     placed: dict[str, Placed] = {}
     for file in files:
@@ -77,6 +83,10 @@ def place(files: list[GgufFile], config: Mapping[str, Any], *, family: str) -> l
     layers = {name.split(".")[2] for name in placed if name.startswith("model.layers.")}
     if len(layers) != config["num_hidden_layers"]:
         raise InvalidFormat(f"the GGUF file has {len(layers)} of its {config['num_hidden_layers']} layers.")
+    head = placed.get("lm_head.weight") or placed["model.embed_tokens.weight"]
+    screen = screen_of(stored(head))
+    if screen is not None:
+        placed[screen.name] = msgspec.structs.replace(head, name=screen.name, screens=True)
     return [placed[name] for name in sorted(placed)]
 
 
@@ -102,7 +112,8 @@ def stored(placed: Placed) -> Stored:
         return Stored(placed.name, tensor.shape, dtype)
     if len(tensor.shape) != 2:
         return Stored(placed.name, tensor.shape, "F32")
-    return Stored(placed.name, tensor.shape, layout=gguf_blocks.layout_of(tensor.type))
+    layout = Layout.Q4_DITHERED if placed.screens else gguf_blocks.layout_of(tensor.type)
+    return Stored(placed.name, tensor.shape, layout=layout)
 
 
 def pieces(placed: Placed) -> Iterator[memoryview]:
@@ -123,6 +134,8 @@ def pieces(placed: Placed) -> Iterator[memoryview]:
             if missing:  # a block of zero bytes is zero in every type
                 rows = np.pad(rows, ((0, missing), (0, 0)))
             rows = gguf_blocks.pack(rows, tensor.type, name=tensor.name)
+            if placed.screens:
+                rows = pack_q4_dithered(values_of(rows, gguf_blocks.layout_of(tensor.type)))
         elif quantised:
             return gguf_blocks.dequantised(rows, tensor.type, name=tensor.name).data.cast("B")
         return rows.data.cast("B")

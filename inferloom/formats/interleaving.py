@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from inferloom.formats.dither import BIAS, dither
+from inferloom.formats import dither
 from inferloom.formats.layout import (
     GROUP,
     HALVES_GROUP,
@@ -43,8 +43,8 @@ def interleave_q4_32(
 
 
 def interleave_q4_pairs(nibbles: NDArray[np.uint8], halves: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Q4S_32 and Q4Z_32. `nibbles` as for Q4_32; `halves` [rows, groups]: the scales, with Q4Z_32's zero points in their low
-    six bits. Rows are a multiple of 16, groups of 2. → [rows / 16, groups / 2 * 576]."""
+    """Q4S_32, Q4Z_32 and Q4_DITHERED. `nibbles` as for Q4_32; `halves` [rows, groups]: the scales, with Q4Z_32's zero points in
+    their low six bits. Rows are a multiple of 16, groups of 2. → [rows / 16, groups / 2 * 576]."""
     rows, groups, _ = nibbles.shape
     blocks, pairs = rows // ROWS, groups // 2
     out = np.empty((blocks, pairs, 576), np.uint8)
@@ -135,7 +135,7 @@ def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
         values = _nibbles(upper[..., :HALVES_LOWER], count).reshape(count * ROWS, -1)
         values *= 16
         values += _nibbles(blocks[:, groups * HALVES_UPPER :], count).reshape(count * ROWS, -1)
-        values -= dither(values.shape[1]).astype(np.float32) + BIAS
+        values -= dither.whole(values.shape[1]).astype(np.float32) + dither.BIAS
         steps = np.ascontiguousarray(upper[..., HALVES_LOWER:]).view(np.float32).transpose(0, 2, 1)
         grouped = values.reshape(count, ROWS, groups, -1)
         grouped *= steps[..., None]
@@ -158,6 +158,10 @@ def values_of(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[np.float32]:
     halves = np.ascontiguousarray(pairs[..., 512:].reshape(count, -1, 32))
     if layout is Layout.Q4S_32:
         grouped -= 8
+    elif layout is Layout.Q4_DITHERED:  # in the middle of where they may be
+        grouped *= 16
+        columns = grouped.shape[2] * GROUP
+        grouped -= (dither.sixteenths(columns).astype(np.float32) / 16 + (dither.BIAS - 8)).reshape(-1, GROUP)
     else:
         zeros = (halves.view(np.uint16) & ZERO_MASK).astype(np.float32)
         zeros -= LEVEL_BIAS

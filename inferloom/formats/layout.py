@@ -8,8 +8,8 @@ from enum import IntEnum
 ROWS = 16  # that a quantised layout interleaves
 GROUP = 32  # columns that share a scale in all but Q8_ROW (a row) and Q8_HALVES
 
-# Q8_HALVES: columns of a matrix, at most; columns that share a scale; bytes of sixteen rows of those, upper and lower halves
-DITHERED = 8192
+DITHERED = 8192  # columns of a matrix in Q8_HALVES or Q4_DITHERED, at most
+# Q8_HALVES: columns that share a scale; bytes of sixteen rows of those, upper and lower halves
 HALVES_GROUP = 128
 HALVES_UPPER = ROWS * HALVES_GROUP // 2 + ROWS * 4
 HALVES_LOWER = ROWS * HALVES_GROUP // 2
@@ -27,6 +27,7 @@ class Layout(IntEnum):
     Q4S_32 = 6
     Q4Z_32 = 7
     Q8_HALVES = 8
+    Q4_DITHERED = 9  # a screen of a matrix: bounds of its products, and no matrix itself
 
     @property
     def quantised(self) -> bool:
@@ -48,6 +49,7 @@ _BITS = {
     Layout.Q4_32: 4,
     Layout.Q4S_32: 4,
     Layout.Q4Z_32: 4,
+    Layout.Q4_DITHERED: 4,
 }
 
 # Columns are padded to a multiple of this.
@@ -55,6 +57,7 @@ COLUMNS = {
     Layout.Q8_32: 2 * GROUP,
     Layout.Q8_ROW: 128,
     Layout.Q8_HALVES: HALVES_GROUP,
+    Layout.Q4_DITHERED: 2 * GROUP,
     Layout.Q4_32: GROUP,
     Layout.Q4S_32: 2 * GROUP,
     Layout.Q4Z_32: 2 * GROUP,
@@ -72,7 +75,7 @@ def block_bytes(columns: int, layout: Layout) -> int:
     """Bytes of sixteen rows of `columns` values in a quantised layout."""
     if layout is Layout.Q4_32:
         return -(-columns // 32) * 320
-    if layout in (Layout.Q4S_32, Layout.Q4Z_32):
+    if layout in (Layout.Q4S_32, Layout.Q4Z_32, Layout.Q4_DITHERED):
         return -(-columns // 64) * 576
     if layout is Layout.Q8_32:
         return -(-columns // 64) * 1088

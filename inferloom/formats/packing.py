@@ -15,7 +15,7 @@ from inferloom.formats import four_bit, packed_file, quantiser, tensor_sources
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layout import ROWS, Layout, planes
 from inferloom.formats.packed_file import Stored
-from inferloom.formats.packing_plan import Scheme, target
+from inferloom.formats.packing_plan import Scheme, left_out, target
 from inferloom.formats.tensor_sources import TensorSource
 from inferloom.formats.threads import each
 
@@ -60,9 +60,8 @@ def _sources(checkpoint: Checkpoint, config: Mapping[str, Any], scheme: Scheme) 
     found: Mapping[str, TensorSource] = tensors
     if scheme.method:
         found = four_bit.assembled(tensors, config["quantization_config"])
-    if config.get("tie_word_embeddings"):  # a copy that nobody asks for
-        found = {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
-    return found
+    tied = bool(config.get("tie_word_embeddings"))
+    return {name: tensor for name, tensor in found.items() if not left_out(name, scheme, tied=tied)}
 
 
 def _stored(tensor: TensorSource, layout: Layout | None) -> Stored:

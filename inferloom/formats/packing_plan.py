@@ -10,6 +10,7 @@ import msgspec
 
 from inferloom.errors import Unsupported
 from inferloom.formats.layout import DITHERED, GROUP, Layout
+from inferloom.formats.screens import is_screen
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 
@@ -79,6 +80,12 @@ def method_of(config: Mapping[str, Any]) -> str:
     if method == "gptq" and form not in ("gptq", "gptq_v2"):
         raise Unsupported(f"{what}, format {form}", "only the formats gptq and gptq_v2 are read")
     return method
+
+
+def left_out(name: str, scheme: Scheme, *, tied: bool) -> bool:
+    """Whether packing leaves a tensor out: a copy of the embedding that nobody asks for, and the screen of a matrix that is
+    packed once more."""
+    return (tied and name == "lm_head.weight") or (scheme.everything and is_screen(name))
 
 
 def target(

@@ -11,8 +11,9 @@ from typing import Any
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layout import Layout
 from inferloom.formats.packed_file import Stored, packed_entries
-from inferloom.formats.packing_plan import Scheme, method_of, scheme_of, target
+from inferloom.formats.packing_plan import Scheme, left_out, method_of, scheme_of, target
 from inferloom.formats.safetensors_file import TensorHeader, read_header
+from inferloom.formats.screens import screen_of
 
 _PARTS = re.compile(r"(.*)\.(qweight|qzeros|scales|g_idx)")
 _IN_A_WORD = 8  # numbers of four bits
@@ -34,9 +35,8 @@ def planned(checkpoint: Checkpoint, config: Mapping[str, Any], quantization: str
     changed = [_packed(tensor, scheme) for tensor in stored]
     if changed == stored and not scheme.method:
         return stored
-    # as `packing` does: a copy that nobody asks for is not written
     tied = bool(config.get("tie_word_embeddings"))
-    return [tensor for tensor in changed if not (tied and tensor.name == "lm_head.weight")]
+    return [tensor for tensor in changed if not left_out(tensor.name, scheme, tied=tied)]
 
 
 def _packed(tensor: Stored, scheme: Scheme) -> Stored:
@@ -75,15 +75,22 @@ def _of_gguf(path: Path) -> Iterable[Stored]:
     from inferloom.formats import gguf_blocks, gguf_cache
     from inferloom.formats.gguf_file import GgufFile
 
+    found: dict[str, Stored] = {}
     for part in gguf_cache.parts(path):
         with GgufFile(part) as file:
             for tensor in file.tensors.values():
                 layout = gguf_blocks.layout_of(tensor.type)
                 shape = tuple(tensor.shape)
                 if layout.quantised and len(shape) == 2:
-                    yield Stored(tensor.name, shape, layout=layout)
+                    found[tensor.name] = Stored(tensor.name, shape, layout=layout)
                 else:
-                    yield Stored(tensor.name, shape, "F32" if layout.quantised else layout.name)
+                    dtype = "F32" if layout.quantised else layout.name
+                    found[tensor.name] = Stored(tensor.name, shape, dtype)
+    yield from found.values()
+    head = found.get("output.weight") or found.get("token_embd.weight")
+    screen = screen_of(head) if head is not None else None
+    if screen is not None:
+        yield screen
 
 
 def _of_pickle(path: Path) -> Iterable[Stored]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferloom.errors import InvalidFormat
-from inferloom.formats.dither import BIAS, dither
+from inferloom.formats import dither
 from inferloom.formats.interleaving import (
     LEVEL_BIAS,
     LEVELS_OF_STEP,
@@ -34,11 +34,12 @@ _MIDDLE_ZERO = LEVEL_BIAS - LEVELS_OF_STEP * _STEPS // 2  # of a group that reac
 
 
 def pack(values: Floats, layout: Layout) -> Bytes:
-    """Rows [rows, columns], rows a multiple of 16, as blocks of Q8_ROW, Q8_HALVES, Q8_32 or Q4Z_32: [rows / 16, bytes]. Raises `InvalidFormat`
-    for values that are not finite or out of its scales' range."""
+    """Rows [rows, columns], rows a multiple of 16, as blocks of Q8_ROW, Q8_HALVES, Q4_DITHERED, Q8_32 or Q4Z_32: [rows / 16, bytes].
+    Raises `InvalidFormat` for values that are not finite or out of its scales' range."""
     packers = {
         Layout.Q8_ROW: pack_q8_row,
         Layout.Q8_HALVES: pack_q8_halves,
+        Layout.Q4_DITHERED: pack_q4_dithered,
         Layout.Q8_32: pack_q8_32,
         Layout.Q4Z_32: pack_q4z_32,
     }
@@ -58,12 +59,28 @@ def pack_q8_halves(values: Floats) -> Bytes:
     values = _whole(values, Layout.Q8_HALVES)
     rows = len(values)
     groups = values.reshape(rows, -1, HALVES_GROUP)
-    scales = _finite(np.maximum(groups.max(axis=2), -groups.min(axis=2))) / np.float32(BIAS)
+    scales = _finite(np.maximum(groups.max(axis=2), -groups.min(axis=2))) / np.float32(dither.BIAS)
     steps = groups * _inverse(scales)[..., None]
     np.rint(steps, out=steps)
-    np.clip(steps, -BIAS, BIAS, out=steps)
-    steps += dither(values.shape[1]).astype(np.float32).reshape(-1, HALVES_GROUP) + BIAS
+    np.clip(steps, -dither.BIAS, dither.BIAS, out=steps)
+    steps += dither.whole(values.shape[1]).astype(np.float32).reshape(-1, HALVES_GROUP) + dither.BIAS
     return interleave_q8_halves(steps.astype(np.uint8).reshape(rows, -1), scales)
+
+
+def pack_q4_dithered(values: Floats) -> Bytes:
+    """The upper halves of such bytes, without the lower ones: a float16 scale for each 32 values, which are not rounded before
+    they are cut, and a dither in sixteenths of a step."""
+    values = _whole(values, Layout.Q4_DITHERED)
+    rows, columns = values.shape
+    groups = values.reshape(rows, -1, GROUP)
+    scales = _half_above(
+        _finite(np.maximum(groups.max(axis=2), -groups.min(axis=2))) / np.float32(dither.BIAS)
+    )
+    steps = groups * _inverse(scales.astype(np.float32))[..., None]
+    np.clip(steps, -dither.BIAS, dither.BIAS, out=steps)
+    steps += dither.sixteenths(columns).astype(np.float32).reshape(-1, GROUP) / 16 + dither.BIAS
+    numbers = steps.astype(np.uint8) >> np.uint8(4)
+    return interleave_q4_pairs(numbers[..., : GROUP // 2] | numbers[..., GROUP // 2 :] << np.uint8(4), scales)
 
 
 def pack_q8_32(values: Floats) -> Bytes:
@@ -72,8 +89,7 @@ def pack_q8_32(values: Floats) -> Bytes:
     rows = len(values)
     groups = _turned(values)
     exact = _finite(np.maximum(groups.max(axis=0), -groups.min(axis=0))) / np.float32(127)
-    scales = _half(exact)
-    scales = np.where(scales < exact, np.nextafter(scales, np.float16(np.inf)), scales)
+    scales = _half_above(exact)
     groups *= _inverse(scales.astype(np.float32))
     return interleave_q8_32(_biased(groups).T.reshape(rows, -1, GROUP), scales.reshape(rows, -1))
 
@@ -173,6 +189,12 @@ def _finite(values: Floats) -> Floats:
     if not np.isfinite(values).all():
         raise InvalidFormat("the weights hold values that are not finite")
     return values
+
+
+def _half_above(values: Floats) -> NDArray[np.float16]:
+    """The float16 that are not below."""
+    half = _half(values)
+    return np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
 
 
 def _half(values: Floats) -> NDArray[np.float16]:

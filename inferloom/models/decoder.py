@@ -50,6 +50,7 @@ class DecoderWeights:
     layers: tuple[Layer, ...]
     norm: Norm
     head: LinearLike
+    screen: PackedTensor | None = None  # of the head, for executors that look for the greatest logit alone
 
 
 class Decoder(Executor):

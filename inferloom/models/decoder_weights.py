@@ -53,6 +53,7 @@ class _Layers:
         assert norm is not None
         ignored = names.ignored
         if spec.tied_embeddings:
+            name = f"{self._prefix}{names.embedding}"
             head: LinearLike = linear_of(embedding, None, self._kernels)
             ignored += tuple(re.escape(f"{name}.weight") for name in names.heads)
         else:
@@ -60,8 +61,11 @@ class _Layers:
             head = linear_of(
                 reader.take_matrix(f"{name}.weight", spec.vocab_size, spec.hidden_size), None, self._kernels
             )
+        screen = reader.take_screen(name, spec.vocab_size, spec.hidden_size)
         reader.finish(ignore=ignored)
-        return DecoderWeights(embedding=embedding, positions=positions, layers=layers, norm=norm, head=head)
+        return DecoderWeights(
+            embedding=embedding, positions=positions, layers=layers, norm=norm, head=head, screen=screen
+        )
 
     def _layer(self, i: int) -> Layer:
         spec, names = self._spec, self._names

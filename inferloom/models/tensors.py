@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from inferloom.errors import InvalidFormat
-from inferloom.formats.layouts import PackedTensor, dequantise
+from inferloom.formats.layouts import Layout, PackedTensor, dequantise
+from inferloom.formats.screens import is_screen, name_of
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _KERNEL_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,6 +70,20 @@ class TensorReader:
         self.weight_bytes += tensor.nbytes
         return tensor
 
+    def take_screen(self, head: str, rows: int, columns: int) -> PackedTensor | None:
+        """The screen of the output matrix `head`, if there is one and the kernels know what to do with it."""
+        name = name_of(head)
+        if not self._packed or name not in self:
+            return None
+        screen = self._tensors[self._prefix + name]
+        fits = tuple(screen.shape) == (rows, columns)
+        if not (isinstance(screen, PackedTensor) and screen.layout is Layout.Q4_DITHERED and fits):
+            raise InvalidFormat(
+                f"the tensor {self._prefix}{name} is no screen of a matrix of {rows} x {columns}"
+            )
+        self.weight_bytes += screen.nbytes
+        return screen
+
     def _find(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | PackedTensor:
         full = self._prefix + name
         try:
@@ -96,7 +111,9 @@ class TensorReader:
         left = sorted(
             name
             for name in self._tensors
-            if name not in self._taken and not any(re.fullmatch(pattern, name) for pattern in ignore)
+            if name not in self._taken
+            and not is_screen(name)
+            and not any(re.fullmatch(pattern, name) for pattern in ignore)
         )
         if left:
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""

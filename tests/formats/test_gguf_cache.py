@@ -111,6 +111,33 @@ def test_common_quantisations_keep_their_bits_and_every_value(
             assert torch.equal(tensor.float(), expected)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "screened"), [(Kind.Q8_0, True), (Kind.Q5_0, True), (Kind.Q4_0, False), (Kind.F16, False)]
+)
+def test_an_output_matrix_of_eight_bits_has_a_screen(
+    kind: Kind, screened: bool, tied: bool, tmp_path: Path
+) -> None:
+    """Sixteen times its numbers are within what was cut off of the values in the file beside it."""
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens), tied=tied)
+    path = gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors, kind=kind)
+    weights = opened(path)
+    head = "model.embed_tokens" if tied else "lm_head"
+    screen = weights.get(f"{head}.screen")
+    assert [name for name in weights if name.endswith(".screen")] == [f"{head}.screen"] * screened
+    if not screened:
+        return
+    assert isinstance(screen, PackedTensor) and screen.layout is Layout.Q4_DITHERED
+    values = weights[f"{head}.weight"]
+    assert isinstance(values, PackedTensor) and values.layout is Layout.Q8_32
+    exact, middle = dequantise(values), dequantise(screen)
+    groups = torch.nn.functional.pad(exact, (0, -exact.shape[1] % 32)).unflatten(1, (-1, 32))
+    step = (groups.abs().amax(-1) / 120).repeat_interleave(32, dim=1)[:, : exact.shape[1]]
+    assert ((exact - middle).abs() <= step * 8.01).all()  # float16 rounds a step up
+    assert (exact - middle).abs().amax() > step.amax() * 7
+
+
 def packed_rows(raw: np.ndarray, kind: Kind, width: int, folder: Path) -> tuple[PackedTensor, torch.Tensor]:
     """A matrix of blocks as it goes through a GGUF file: packed, and its values by the `gguf` package."""
     writer = gguf.gguf.GGUFWriter(folder / "m.gguf", "llama")

@@ -36,12 +36,12 @@ def half(raw: np.ndarray, at: int) -> float:
 
 
 def dithered(column: int) -> int:
-    """The upper four bits of splitmix64 (Steele, Lea, Flood 2014) at a column's number."""
+    """The upper eight bits of splitmix64 (Steele, Lea, Flood 2014) at a column's number."""
     whole = (1 << 64) - 1
     z = (column + 1) * 0x9E3779B97F4A7C15 & whole
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & whole
     z = (z ^ z >> 27) * 0x94D049BB133111EB & whole
-    return (z ^ z >> 31) >> 60
+    return (z ^ z >> 31) >> 56
 
 
 def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, column: int) -> float:
@@ -60,7 +60,7 @@ def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, c
         shift = 4 if column % 32 >= 16 else 0
         byte = (int(upper[within]) >> shift & 15) << 4 | int(lower[within]) >> shift & 15
         scale = np.float32(upper[1024 + 4 * lane :][:4].view(np.float32)[0])
-        return float(scale * np.float32(byte - 120 - dithered(column)))
+        return float(scale * np.float32(byte - 120 - dithered(column) // 16))
     if layout is Layout.Q8_32:
         block = raw[(row // 16 * -(-columns // 64) + column // 64) * 1088 :]
         within = column % 64

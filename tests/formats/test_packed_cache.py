@@ -197,6 +197,8 @@ def test_a_gguf_keeps_what_is_narrow_enough(
     found = layouts(open_weights(packed))
     assert found["model.layers.0.mlp.up_proj.weight"] is linear
     assert found["model.embed_tokens.weight"] is embedding
+    screen = Layout.Q4_DITHERED if embedding is Layout.Q8_32 else None  # of what is packed anew none is left
+    assert found.get("model.embed_tokens.screen") is screen
 
 
 def test_encoders_and_unknown_schemes_are_refused(tmp_path: Path) -> None:

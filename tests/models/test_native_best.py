@@ -6,27 +6,38 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from factories.matrices import pack
 
+from inferloom.errors import InvalidFormat
 from inferloom.formats.checkpoint import Checkpoint
+from inferloom.formats.layouts import Layout, PackedTensor, dequantise
 from inferloom.formats.weights import open_weights
 from inferloom.models.batch import RaggedBatch
 from inferloom.models.native import NativeDecoder
 
 from .test_decoder import prompt_of
-from .test_native_packed import SCHEMES, executors, packed
+from .test_native_packed import SCHEMES, aligned, executors, packed
 
 Make = Callable[..., Checkpoint]
 VOCABULARY = 20_008  # not a multiple of 16
 
 
 def decoder(make: Make, scheme: str, *, outlier: float = 1.0, threads: int = 2) -> NativeDecoder:
+    """One whose output matrix is a screen or has one beside it."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 256}
     checkpoint = make("qwen3", dtype=torch.bfloat16, initializer_range=0.05, **sizes)
     tensors = dict(open_weights(checkpoint))
     table = tensors["model.embed_tokens.weight"]
     assert isinstance(table, torch.Tensor)
     tensors["model.embed_tokens.weight"] = torch.cat((table[:, :1] * outlier, table[:, 1:]), dim=1)
-    native, _ = executors(checkpoint, packed(tensors, SCHEMES[scheme]), threads=threads)
+    found = packed(tensors, SCHEMES[scheme])
+    head = found["model.embed_tokens.weight"]
+    assert isinstance(head, PackedTensor)
+    if head.layout is not Layout.Q8_HALVES:
+        values = torch.nn.functional.pad(dequantise(head), (0, 0, 0, -VOCABULARY % 16)).numpy()
+        data = aligned(torch.from_numpy(pack(values, Layout.Q4_DITHERED)))
+        found["model.embed_tokens.screen"] = PackedTensor(Layout.Q4_DITHERED, head.shape, data)
+    native, _ = executors(checkpoint, found, threads=threads)
     native.allocate_kv(16)
     return native
 
@@ -46,7 +57,7 @@ def both(native: NativeDecoder, batch: RaggedBatch) -> tuple[list[int], list[int
     return expected, native.forward_best(batch), native.computed_share
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "rows and groups"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "rows and groups", "q8_0", "as a mixed GGUF"])
 @pytest.mark.parametrize("sequences", [1, 2, 3, 4])
 def test_the_greatest_logits_are_the_same(scheme: str, sequences: int, checkpoint_of: Make) -> None:
     native = decoder(checkpoint_of, scheme)
@@ -56,8 +67,11 @@ def test_the_greatest_logits_are_the_same(scheme: str, sequences: int, checkpoin
         assert step > 0 or computed < 0.6
 
 
-def test_more_rows_than_the_bounds_are_made_for_get_all_their_logits(checkpoint_of: Make) -> None:
-    expected, found, computed = both(decoder(checkpoint_of, "int8"), decodes(5, 0))
+@pytest.mark.parametrize("scheme", ["int8", "q8_0"])
+def test_more_rows_than_the_bounds_are_made_for_get_all_their_logits(
+    scheme: str, checkpoint_of: Make
+) -> None:
+    expected, found, computed = both(decoder(checkpoint_of, scheme), decodes(5, 0))
     assert found == expected
     assert computed == 1
 
@@ -112,6 +126,21 @@ def test_the_last_row_of_a_prompt_is_looked_for_like_any_other(checkpoint_of: Ma
     )
     assert found == expected
     assert computed < 1
+
+
+@pytest.mark.parametrize("change", ["layout", "shape"])
+def test_a_screen_that_does_not_fit_its_matrix_is_refused(change: str, checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of("qwen3", dtype=torch.bfloat16)
+    tensors = packed(open_weights(checkpoint), SCHEMES["q8_0"])
+    rows, columns = tensors["model.embed_tokens.weight"].shape
+    layout, shape = Layout.Q4_DITHERED, (rows - 16, columns)
+    if change == "layout":
+        layout, shape = Layout.Q8_ROW, (rows, columns)
+    values = torch.zeros(shape[0] + -shape[0] % 16, columns).numpy()
+    data = aligned(torch.from_numpy(pack(values, layout)))
+    tensors["model.embed_tokens.screen"] = PackedTensor(layout, shape, data)
+    with pytest.raises(InvalidFormat, match=r"model\.embed_tokens\.screen is no screen of a matrix"):
+        executors(checkpoint, tensors)
 
 
 def test_any_number_of_threads_finds_the_same(checkpoint_of: Make) -> None:
