@@ -223,6 +223,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dimensions: int = 0  # of an embedding
     has_chat_template: bool = False
     weight_bytes: int = 0
+    token_bytes: int = 0  # of them, that one greedy token reads; 0: not known
     kv_bytes: int = 0
     kv_pages: int = 0
     page_size: int = 0

@@ -17,6 +17,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = "none"
     dtype: str | None = None
     weight_bytes: int = 0
+    token_bytes: int | None = None  # of them, that one greedy token reads
     kind: str | None = None
 
 
@@ -60,17 +61,17 @@ def _of_models(machine: Machine, served: Sequence[Served]) -> Iterator[str]:
             continue
         if (
             model.executor is not None
-            and model.executor.startswith("reference")
+            and model.executor.startswith(("reference", "transformers", "operator by operator"))
             and machine.kernels is not None
         ):
-            yield f"{model.id} runs on {model.executor}."
+            yield f"{model.id} is slower than the native step would be: {model.executor}."
         elif (
             model.quantization == "none"
             and model.dtype in ("bfloat16", "float16")
             and _is_float(model, machine)
         ):
             yield (
-                f'{model.id} reads {model.weight_bytes / 1e9:.2f} GB for every token: quantization = "int8" halves that, '
+                f'{model.id} reads {(model.token_bytes or model.weight_bytes) / 1e9:.2f} GB for every token: quantization = "int8" halves that, '
                 '"int4" takes about a third (docs/models.md, Quantisation).'
             )
 

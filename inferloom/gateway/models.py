@@ -108,6 +108,7 @@ def details(service: Service, entry: Entry, asked: str) -> ModelDetails:
         dimensions=(card.dimensions or None) if card else None,
         has_chat_template=card.has_chat_template if card else None,
         weight_bytes=card.weight_bytes if card else None,
+        token_bytes=(card.token_bytes or None) if card else None,
         kv_bytes=card.kv_bytes if card else None,
         kv_dtype=(card.kv_dtype or None) if card else None,
     )

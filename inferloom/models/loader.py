@@ -25,6 +25,7 @@ from inferloom.models.native import NativeDecoder, supports
 from inferloom.models.pooling import Pooling
 from inferloom.models.spec import DecoderSpec
 from inferloom.models.tensors import TensorReader, stored_dtype
+from inferloom.models.token_bytes import token_bytes
 from inferloom.types import ModelCard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -155,6 +156,7 @@ def _load_decoder(
         vocab_size=spec.vocab_size,
         has_chat_template=_has_chat_template(checkpoint),
         weight_bytes=reader.weight_bytes,
+        token_bytes=token_bytes(weights, screened=why_not is None and spec.logit_soft_cap is None),
         page_size=PAGE_SIZE,
         kv_dtype=activation_dtype if kv_dtype == "auto" else kv_dtype,
         executor=_executor(why_not, by_operator=by_operator),

@@ -57,9 +57,30 @@ def test_large_float_weights_are_worth_quantising_and_small_or_quantised_ones_no
         assert advice(QUIET, [msgspec.structs.replace(large, **change)]) == []
 
 
-def test_a_model_on_the_reference_operators_is_named_with_the_reason() -> None:
-    slow = Served(id="m", executor="reference (torch): float32 arithmetic", kind="generate")
-    assert advice(QUIET, [slow]) == ["m runs on reference (torch): float32 arithmetic."]
+@pytest.mark.parametrize(
+    "executor",
+    [
+        "reference (torch): float32 arithmetic",
+        "operator by operator (avx2): the native step knows no mixture of experts",
+        "transformers: no family of its own",
+    ],
+)
+def test_a_model_that_the_native_step_does_not_run_is_named_with_the_reason(executor: str) -> None:
+    slow = Served(id="m", executor=executor, kind="generate")
+    assert advice(QUIET, [slow]) == [f"m is slower than the native step would be: {executor}."]
+
+
+def test_what_a_token_reads_counts_not_all_there_is() -> None:
+    model = Served(
+        id="m",
+        executor="native",
+        dtype="bfloat16",
+        weight_bytes=4 << 30,
+        token_bytes=3 << 30,
+        kind="generate",
+    )
+    (sentence,) = advice(QUIET, [model])
+    assert "m reads 3.22 GB for every token" in sentence
 
 
 def test_the_command_tells_kernels_and_measures_nothing_when_quick() -> None:

@@ -104,6 +104,7 @@ class ModelDetails(ModelNow, kw_only=True):
     dimensions: int | None = None
     has_chat_template: bool | None = None
     weight_bytes: int | None = None
+    token_bytes: int | None = None  # of them, that one greedy token reads
     kv_bytes: int | None = None
     kv_dtype: str | None = None  # of keys and values in their pages
 
