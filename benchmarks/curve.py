@@ -1,4 +1,5 @@
-"""Time per decode step over the batch (1 … 64) and over the context (128 … 16k), in process, as tables and SVG."""
+"""Time per decode step over the batch (1 … 64) and over the context (128 … 16k), in process, as tables and SVG, beside
+the work: bytes that a step reads, and multiplications."""
 
 from __future__ import annotations
 
@@ -6,22 +7,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
+from checkpoints import QWEN3_06B
 from figures import table
 from peers import conversions
 from peers.contender import LOGS
 from peers.environments import PEERS, ROOT
 from peers.own import INSIDE, SCHEMES
-from rows import WIDTHS
+from rows import WIDTHS, weight_bytes
 
 from inferloom.cli.picture import Chart, Line
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 BATCH_CONTEXT = 128
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+# Of a token of context: keys and values of all layers, in bfloat16.
+KV_BYTES = 4 * QWEN3_06B["num_hidden_layers"] * QWEN3_06B["num_key_value_heads"] * QWEN3_06B["head_dim"]
 PICTURE = PEERS / "curve.svg"
 
-Steps = dict[str, float]  # "batch,context" → seconds
+Steps = dict[str, list[float]]  # "batch,context" → seconds, round by round
 
 
 def run() -> str:
@@ -36,7 +41,10 @@ def run() -> str:
     by_context = [
         [str(context), *_cells(found, 1, context), *_growth(found, 1, context)] for context in CONTEXTS
     ]
-    titles = [*(f"{width}, ms" for width in found), *(f"{width}, times the first" for width in found)]
+    titles = [
+        *(f"{width}, ms" for width in found),
+        *(f"{width}, times the first: time, bytes" for width in found),
+    ]
     PICTURE.write_text(Chart.stacked(_charts(found)))
     parts = [
         "### curve",
@@ -66,17 +74,24 @@ def _measured(width: str) -> Steps | None:
 
 
 def _cells(found: dict[str, Steps], batch: int, context: int) -> list[str]:
-    return [f"{steps[f'{batch},{context}'] * 1e3:,.1f}" for steps in found.values()]
+    return [f"{median(steps[f'{batch},{context}']) * 1e3:,.1f}" for steps in found.values()]
 
 
 def _growth(found: dict[str, Steps], batch: int, context: int) -> list[str]:
-    return [f"{steps[f'{batch},{context}'] / steps[f'1,{BATCH_CONTEXT}']:.2f}" for steps in found.values()]
+    """Of the time within a round, its median; and of what a step reads: the weights once, keys and values of each sequence."""
+    cells = []
+    for width, steps in found.items():
+        pairs = zip(steps[f"{batch},{context}"], steps[f"1,{BATCH_CONTEXT}"], strict=True)
+        size = weight_bytes(width, whole=True)
+        reads = [size + of * KV_BYTES for of in (batch * context, BATCH_CONTEXT)]
+        cells.append(f"{median(point / first for point, first in pairs):.2f}, {reads[0] / reads[1]:.2f}")
+    return cells
 
 
 def _charts(found: dict[str, Steps]) -> list[Chart]:
     def lines(points: list[tuple[int, int]], xs: tuple[int, ...]) -> list[Line]:
         return [
-            Line(width, xs, [steps[f"{batch},{context}"] * 1e3 for batch, context in points])
+            Line(width, xs, [median(steps[f"{batch},{context}"]) * 1e3 for batch, context in points])
             for width, steps in found.items()
         ]
 

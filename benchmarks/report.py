@@ -29,11 +29,11 @@ class Result:
 
     def add(self, name: str, value: float, bandwidth: Bandwidth | None = None) -> None:
         """One more repeat, of all contenders in step, so that those of one number are a pair. `bandwidth`: the memory's,
-        measured beside it."""
+        measured beside it. A share is of the best of its reads, which is what `inferloom doctor` says."""
         self.values.setdefault(name, []).append(value)
         if bandwidth is not None and self.row.weights is not None:
             self.memory.append(bandwidth.median)
-            self.shares.append(value * self.row.weights() / 1e9 / bandwidth.median)
+            self.shares.append(value * self.row.weights() / 1e9 / bandwidth.best)
 
     def text(self) -> str:
         lines = [f"### {self.row.name}", "", self._table(), ""]

@@ -118,7 +118,7 @@ def row(name: str) -> Row:
         floor=floor,
         goal=goal,
         repeats=REPEATS[kind],
-        weights=partial(_weight_bytes, model) if kind == "decode" and model in WIDTHS else None,
+        weights=partial(weight_bytes, model) if kind == "decode" and model in WIDTHS else None,
     )
 
 
@@ -176,10 +176,11 @@ def _vllm_folder(weights: str) -> Path:
     return conversions.checkpoint() if weights == "bf16" else conversions.w8a8_folder()
 
 
-def _weight_bytes(width: str) -> int:
+def weight_bytes(width: str, *, whole: bool = False) -> int:
+    """Of the random checkpoint, as a greedy token reads them; `whole`: as a step does that wants all logits."""
     found = locate(str(conversions.checkpoint()), quantization=own.SCHEMES[width])
     assert found is not None, "our side has packed it before this is asked"
-    return sum(Path(file).stat().st_size - left_out(Path(file)) for file in found.weights)
+    return sum(Path(file).stat().st_size - (0 if whole else left_out(Path(file))) for file in found.weights)
 
 
 def left_out(file: Path) -> int:

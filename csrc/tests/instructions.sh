@@ -14,7 +14,8 @@ refuse() { # object, pattern of operands, what they are
 
 for object in $(find "$1" -name '*.cpp.o'); do
   case $object in
-  */leaf/avx512*) ;;
+  */leaf/avx512_vnni_bf16.cpp.o) ;;
+  */leaf/avx512.cpp.o) refuse "$object" '	(vpdp|vdpbf16|vcvtne)' "VNNI or BF16" ;;
   */leaf/avx2.cpp.o) refuse "$object" '%zmm|%[xy]mm(1[6-9]|2[0-9]|3[01])|%k[0-7]' "AVX-512 registers" ;;
   */probes.cpp.o) ;; # chooses among functions that are each compiled for one instruction set
   *) refuse "$object" '%[yz]mm|	v[a-z0-9]+ ' "AVX registers" ;;
