@@ -49,19 +49,24 @@ class StepDecoder {
       : decoder(operators(best_isa()), spec, weights, threads) {}
 
   void step(nb::list token_ids, nb::list starts, nb::list context_lens, nb::list page_tables, nb::list logit_rows,
-            uintptr_t logits, uintptr_t best) {
-    assign(batch_.token_ids, token_ids.ptr());
-    assign(batch_.starts, starts.ptr());
-    assign(batch_.context_lens, context_lens.ptr());
-    assign(batch_.logit_rows, logit_rows.ptr());
-    batch_.page_tables.clear();
-    batch_.page_starts.assign(1, 0);
-    for (nb::handle table : page_tables) {
-      append(batch_.page_tables, table.ptr());
-      batch_.page_starts.push_back(static_cast<int32_t>(batch_.page_tables.size()));
-    }
+            uintptr_t logits) {
+    read(token_ids, starts, context_lens, page_tables, logit_rows);
     nb::gil_scoped_release release;
-    decoder.step(batch_, reinterpret_cast<float*>(logits), reinterpret_cast<int32_t*>(best));
+    decoder.step(batch_, reinterpret_cast<float*>(logits));
+  }
+
+  // A list of its own: what torch and numpy need for a slice is not in the cache after a step, and takes as long as a layer.
+  nb::list best(nb::list token_ids, nb::list starts, nb::list context_lens, nb::list page_tables, nb::list logit_rows,
+                uintptr_t scratch) {
+    read(token_ids, starts, context_lens, page_tables, logit_rows);
+    best_.resize(static_cast<size_t>(batch_.wanted()));
+    {
+      nb::gil_scoped_release release;
+      decoder.step(batch_, reinterpret_cast<float*>(scratch), best_.data());
+    }
+    nb::list found;
+    for (const int32_t id : best_) found.append(id);
+    return found;
   }
 
   nb::dict profile() const {
@@ -79,7 +84,22 @@ class StepDecoder {
   Decoder decoder;
 
  private:
+  void read(const nb::list& token_ids, const nb::list& starts, const nb::list& context_lens, const nb::list& page_tables,
+            const nb::list& logit_rows) {
+    assign(batch_.token_ids, token_ids.ptr());
+    assign(batch_.starts, starts.ptr());
+    assign(batch_.context_lens, context_lens.ptr());
+    assign(batch_.logit_rows, logit_rows.ptr());
+    batch_.page_tables.clear();
+    batch_.page_starts.assign(1, 0);
+    for (nb::handle table : page_tables) {
+      append(batch_.page_tables, table.ptr());
+      batch_.page_starts.push_back(static_cast<int32_t>(batch_.page_tables.size()));
+    }
+  }
+
   StepBatch batch_;
+  std::vector<int32_t> best_;
 };
 
 template <class Struct>
@@ -193,8 +213,10 @@ void bind_decoder(nb::module_& module) {
              self.decoder.set_rope(table, pointer<float>(cos_sin), positions, rotary);
            },
            "table"_a, "cos_sin"_a, "positions"_a, "rotary"_a)
-      .def("step", &StepDecoder::step, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a,
-           "logit_rows"_a, "logits"_a, "best"_a = 0)
+      .def("step", &StepDecoder::step, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a, "logit_rows"_a, "logits"_a,
+           "Writes float32 logits [len(logit_rows), vocab_size] to the address `logits`.")
+      .def("best", &StepDecoder::best, "token_ids"_a, "starts"_a, "context_lens"_a, "page_tables"_a, "logit_rows"_a, "scratch"_a,
+           "The id of each row's greatest logit; -1 where it is no distribution. `scratch`: room as for logits.")
       .def_prop_rw("profiled", [](const StepDecoder& self) { return self.decoder.profile.enabled; },
                    [](StepDecoder& self, bool enabled) {
                      self.decoder.profile.clear();

@@ -245,7 +245,7 @@ class Engine:
         assembled = ForwardPass.of(plan.chunks)
         results = assembled.compute(self._executor)
         self._account(plan)
-        if isinstance(results, torch.Tensor):
+        if not isinstance(results, list):
             for span in assembled.scored:
                 self._score_prompt(span, results)
         steps += self._sample(assembled.ready, results)
