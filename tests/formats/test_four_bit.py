@@ -170,6 +170,17 @@ def test_it_answers_as_the_same_values_in_floats_do(method: str, tmp_path: Path)
     assert torch.equal(first_logits(model), first_logits(other))
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_dtype_half_changes_nothing_of_what_comes_in_half(method: str, tmp_path: Path) -> None:
+    """`--quantization awq --dtype half`: the rest of such a checkpoint is float16 as it is."""
+    from inferloom.models.loader import load
+
+    make(tmp_path / "m", method)
+    checkpoint = prepare(str(tmp_path / "m"), quantization=method)
+    plain, half = load(checkpoint), load(checkpoint, dtype="float16")
+    assert torch.equal(first_logits(plain), first_logits(half))
+
+
 def first_logits(model: Any) -> torch.Tensor:
     from inferloom.models.batch import RaggedBatch
 
