@@ -1,5 +1,5 @@
-"""Time per decode step over the batch (1 … 64) and over the context (128 … 16k), in process, as tables and SVG, beside
-the work: bytes that a step reads, and multiplications."""
+"""Time per decode step over the batch (1 … 64) and over the context (128 … 16k), in process, as tables and SVG; beside
+the growth of the time that of the bytes which a step reads."""
 
 from __future__ import annotations
 

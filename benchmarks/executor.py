@@ -23,7 +23,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in a worker: idle threads 
 
 import torch
 from checkpoints import make_qwen3_06b_shape, make_smollm2_shape
-from rows import left_out
 
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.kernels.native import library
@@ -165,8 +164,7 @@ def main() -> None:
             print(f"{f'/ {name}':14}" + "".join(f"{ratio:14.2f}" for ratio in ratios))
     native = executors.get("native")
     if isinstance(native, NativeDecoder):
-        left = sum(left_out(Path(file)) for file in checkpoint.weights)
-        _explain(native, native.card.weight_bytes - left, figures["native"], bandwidth)
+        _explain(native, native.card.token_bytes, figures["native"], bandwidth)
 
 
 def _explain(native: NativeDecoder, size: int, figures: Figures, bandwidth: float) -> None:

@@ -103,6 +103,7 @@ void norm_rows(Address input, int64_t stride, int rows, int cols, Address weight
 
 void embed(const Linear& weights, Address ids, int rows, float factor, Address output, int64_t stride) {
   require(stride >= weights.cols, "rows overlap");
+  require(weights.layout != Layout::Q4_DITHERED, "a screen gives bounds, no rows");
   const int32_t* row_ids = at<const int32_t>(ids);
   for (int row = 0; row < rows; ++row)
     require(row_ids[row] >= 0 && row_ids[row] < weights.rows, "a token id outside the vocabulary");

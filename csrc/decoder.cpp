@@ -84,7 +84,7 @@ Decoder::Decoder(const Operators& operators, const DecoderSpec& spec, DecoderWei
   require_linear(weights_.head, spec.vocab_size, spec.hidden_size, "head");
   if (weights_.screen.present()) {
     require_linear(weights_.screen, spec.vocab_size, spec.hidden_size, "screen", true);
-    require(weights_.head.quantised(), "a screen belongs to a quantised head");
+    require(weights_.head.layout == Layout::Q8_32, "a screen belongs to a head in Q8_32");
   }
   if (weights_.positions.present()) {
     require_linear(weights_.positions, weights_.positions.rows, spec.hidden_size, "positions");

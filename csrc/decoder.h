@@ -64,7 +64,7 @@ struct DecoderWeights {
   std::vector<DecoderLayer> layers;
   Norm norm;
   Linear head;
-  Linear screen;  // of a quantised head, in Q4_DITHERED; absent: none, or the head has one in itself
+  Linear screen;  // of a head in Q8_32; absent: none, or the head (Q8_HALVES) has one in itself
 };
 
 // As `RaggedBatch` of inferloom/models/batch.py.

@@ -9,7 +9,8 @@ constexpr int kMostDithered = 8192;  // columns of a matrix
 
 struct Dither {
   uint8_t sixteenths[kMostDithered];
-  // Of that the steps, 0 … 15. Not shifted where they are used: GCC 12 takes (byte >> 4) − 8 for an unsigned byte when it makes VNNI products of it.
+  // Of that the steps, 0 … 15. Not shifted where they are used: GCC 12 miscompiles sums of q · ((byte >> 4) − 8) for VNNI, whose products want one
+  // factor unsigned.
   int8_t whole[kMostDithered];
 };
 
@@ -28,7 +29,7 @@ constexpr Dither make_dither() {
 
 static constexpr Dither kDither = make_dither();
 
-// A weight of Q8_HALVES is scale · (byte − kHalvesBias − whole dither).
-constexpr int kHalvesBias = 120;
+// What makes a number positive before the dither is added: a weight of Q8_HALVES is scale · (byte − kDitherBias − whole dither).
+constexpr int kDitherBias = 120;
 
 }  // namespace inferloom

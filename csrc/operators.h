@@ -141,8 +141,8 @@ struct Operators {
 
   // Output rows of blocks [block_begin, block_end) (16 each) for tokens [row_begin, row_end).
   void (*linear)(const LinearJob&, int block_begin, int block_end, int row_begin, int row_end);
-  // For jobs with a quantised weight without bias, a positive factor, no `add` and at most kScreenedRows rows, of which only each
-  // row's greatest result matters. `bound`, of the same job with the weight's screen (Q8_HALVES itself, or a Q4_DITHERED beside it), writes a bound from
+  // For jobs with a weight in Q8_HALVES or Q8_32 without bias, a positive factor, no `add` and at most kScreenedRows rows, of which only each
+  // row's greatest result matters. `bound`, of the same job with the weight's screen (itself, or a Q4_DITHERED beside it), writes a bound from
   // above of each result, and each row's greatest to `peaks`. `settle` computes the blocks where a bound reaches `best`, shows it their results,
   // and returns how many they were; the bounds stay.
   // `peaks` and `best`: [row_end − row_begin].

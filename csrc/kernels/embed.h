@@ -19,7 +19,7 @@ SIMD_INLINE void embed_halves(const Linear& table, int32_t id, float factor, flo
     }
     const int at = k % kHalvesGroup / 32 * 256 + 64 * (k % 16 / 4) + 4 * row + k % 4, shift = k % 32 < 16 ? 0 : 4;
     const int byte = (upper[at] >> shift & 15) << 4 | (lower[at] >> shift & 15);
-    y[k] = scale * static_cast<float>(byte - kHalvesBias - kDither.whole[k]);
+    y[k] = scale * static_cast<float>(byte - kDitherBias - kDither.whole[k]);
   }
 }
 

@@ -1,8 +1,8 @@
 // The linear layer: a share of y = add · y + factor (W x + bias).
 #pragma once
 #include "../operators.h"
-#include "linear_screen.h"
 #include "linear_product.h"
+#include "linear_screen.h"
 
 namespace inferloom {
 

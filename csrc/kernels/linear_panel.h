@@ -144,7 +144,7 @@ SIMD_INLINE int panel_share(int left, int capacity) {
 // What Q8_HALVES has added to the sum of `count` columns from `column` on, less what its bytes' bias is short of 128.
 SIMD_INLINE int32_t dither_sum(const int8_t* q, int column, int count) {
   int32_t sum = 0;
-  for (int i = 0; i < count; ++i) sum += q[i] * (kDither.whole[column + i] + kHalvesBias - 128);
+  for (int i = 0; i < count; ++i) sum += q[i] * (kDither.whole[column + i] + kDitherBias - 128);
   return sum;
 }
 

@@ -19,8 +19,7 @@ namespace inferloom {
 // would another one be found, and which that is does not depend on the dither: p is the chance for a token.
 constexpr float kScreenMargin = 34.335f * 1.001f;
 
-// Of 16 rows what a scale's columns have in common. Units follow each other: vectors of nibbles for `kSpan` times 32 columns of each of `kGroups` groups, then
-// their scales.
+// How the bytes of 16 rows repeat: vectors of nibbles for `kSpan` times 32 columns of each of `kGroups` groups, then the groups' scales.
 template <class S>
 struct HalvesUnit {
   static constexpr bool kWhole = true;  // numbers of whole steps were cut
@@ -49,7 +48,7 @@ struct ScreenPanel {
 // How many sixteenths of a step a column's number is less than sixteen times its four bits, in the middle of what may be cut off: 0 … 15 whole steps of
 // Q8_HALVES; of Q4_DITHERED 0 … 15 15/16 and what lies between two sixteenths, so that the middle is known to 1/32.
 SIMD_INLINE int sixteenths_less(bool whole, int column) {
-  return whole ? 16 * (kHalvesBias + kDither.whole[column]) - 120 : 16 * kHalvesBias + kDither.sixteenths[column] - 128;
+  return whole ? 16 * (kDitherBias + kDither.whole[column]) - 120 : 16 * kDitherBias + kDither.sixteenths[column] - 128;
 }
 
 template <class S, class U>

@@ -106,7 +106,7 @@ int main(int argc, char** argv) {
   if (argc > 4) tokens.clear();
   for (int i = 4; i < argc; ++i) tokens.push_back(std::atoi(argv[i]));
   const int shapes[][2] = {{3072, 1024}, {1024, 3072}, {576, 1536}, {151936, 1024}};
-  for (int layout = 0; layout < static_cast<int>(std::size(kNames)); ++layout) {
+  for (int layout = 0; layout < kLayouts; ++layout) {
     if (argc > 1 ? std::string(argv[1]) != kNames[layout] && std::string(argv[1]) != "all" : layout < 2) continue;
     if (argc > 3) {
       bench(op, static_cast<Layout>(layout), std::atoi(argv[2]), std::atoi(argv[3]), tokens);

@@ -109,7 +109,7 @@ inline Matrix random_matrix(Layout layout, int rows, int cols, Random& random, b
     for (size_t g = 0; layout == Layout::Q8_HALVES && g < (k + 127) / 128; ++g) sixteen(p + g * kHalvesUpper + kHalvesLower);
     for (size_t at = 0; layout == Layout::Q4_32 && at < block; at += 320)
       for (int r = 0; r < 16; ++r) { scale(p + at + 256 + 2 * r, false); scale(p + at + 288 + 2 * r, true); }
-    for (size_t at = 0; (layout == Layout::Q4S_32 || layout == Layout::Q4Z_32) && at < block; at += 576)
+    for (size_t at = 0; (layout == Layout::Q4S_32 || layout == Layout::Q4Z_32 || layout == Layout::Q4_DITHERED) && at < block; at += 576)
       for (int r = 0; r < 32; ++r) scale(p + at + 512 + 2 * r, false);
     for (size_t at = 0; layout == Layout::Q8_32 && at < block; at += 1088)
       for (int r = 0; r < 32; ++r) scale(p + at + 1024 + 2 * r, false);
@@ -174,14 +174,14 @@ inline Matrix screen_of(const Matrix& m) {
     const size_t row = i / cols, first = i % cols, count = std::min<size_t>(32, cols - first), r = row % 16;
     float most = 0;
     for (size_t k = 0; k < count; ++k) most = std::max(most, std::fabs(m.values[i + k]));
-    const uint16_t half = half_above(most / kHalvesBias);
+    const uint16_t half = half_above(most / kDitherBias);
     const float scale = from_f16(half);
     uint8_t* unit = screen.memory->data + row / 16 * block + first / 64 * 576;
     uint8_t* quads = unit + first / 32 % 2 * 256;
     std::memcpy(unit + 512 + first / 32 % 2 * 32 + 2 * r, &half, 2);
     for (size_t k = 0; k < count; ++k) {
       const float dither = kDither.sixteenths[first + k] / 16.0f;
-      const int upper = static_cast<int>((m.values[i + k] / scale + kHalvesBias + dither) / 16);
+      const int upper = static_cast<int>((m.values[i + k] / scale + kDitherBias + dither) / 16);
       quads[64 * (k % 16 / 4) + 4 * r + k % 4] |= static_cast<uint8_t>(k < 16 ? upper : upper << 4);
     }
   }

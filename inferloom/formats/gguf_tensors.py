@@ -20,7 +20,7 @@ from inferloom.formats.quantiser import pack_q4_dithered
 from inferloom.formats.screens import screen_of
 from inferloom.formats.threads import each
 
-_WHOLE = {
+WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
@@ -44,14 +44,14 @@ _CHUNK = 1 << 18  # elements converted at a time: intermediate results stay in t
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A tensor to write: its Hugging Face name, and for Q and K of Llama files the heads whose rows are interleaved. `screens`:
-    not the matrix itself, but its screen."""
+    """A tensor to write: its Hugging Face name, and for Q and K of Llama files the heads whose rows are interleaved. `is_screen`:
+    not the matrix itself is written, but its screen."""
 
     name: str
     tensor: TensorInfo
     file: GgufFile
     interleaved_heads: int = 0
-    screens: bool = False
+    is_screen: bool = False
 
 
 def place(files: list[GgufFile], config: Mapping[str, Any], *, family: str) -> list[Placed]:
@@ -64,8 +64,8 @@ def place(files: list[GgufFile], config: Mapping[str, Any], *, family: str) -> l
             if tensor.name == _ROPE_FACTORS:
                 continue
             match = _BLOCK.fullmatch(tensor.name)
-            if tensor.name in _WHOLE:
-                name, part = _WHOLE[tensor.name], ""
+            if tensor.name in WHOLE:
+                name, part = WHOLE[tensor.name], ""
             elif match is not None and match[2] in _LAYER and int(match[1]) < config["num_hidden_layers"]:
                 name, part = f"model.layers.{int(match[1])}.{_LAYER[match[2]]}.{match[3]}", match[2]
             else:
@@ -86,7 +86,7 @@ def place(files: list[GgufFile], config: Mapping[str, Any], *, family: str) -> l
     head = placed.get("lm_head.weight") or placed["model.embed_tokens.weight"]
     screen = screen_of(stored(head))
     if screen is not None:
-        placed[screen.name] = msgspec.structs.replace(head, name=screen.name, screens=True)
+        placed[screen.name] = msgspec.structs.replace(head, name=screen.name, is_screen=True)
     return [placed[name] for name in sorted(placed)]
 
 
@@ -112,7 +112,7 @@ def stored(placed: Placed) -> Stored:
         return Stored(placed.name, tensor.shape, dtype)
     if len(tensor.shape) != 2:
         return Stored(placed.name, tensor.shape, "F32")
-    layout = Layout.Q4_DITHERED if placed.screens else gguf_blocks.layout_of(tensor.type)
+    layout = Layout.Q4_DITHERED if placed.is_screen else gguf_blocks.layout_of(tensor.type)
     return Stored(placed.name, tensor.shape, layout=layout)
 
 
@@ -134,14 +134,21 @@ def pieces(placed: Placed) -> Iterator[memoryview]:
             if missing:  # a block of zero bytes is zero in every type
                 rows = np.pad(rows, ((0, missing), (0, 0)))
             rows = gguf_blocks.pack(rows, tensor.type, name=tensor.name)
-            if placed.screens:
-                rows = pack_q4_dithered(values_of(rows, gguf_blocks.layout_of(tensor.type)))
+            if placed.is_screen:
+                rows = _screened(values_of(rows, gguf_blocks.layout_of(tensor.type)), tensor.name)
         elif quantised:
             return gguf_blocks.dequantised(rows, tensor.type, name=tensor.name).data.cast("B")
         return rows.data.cast("B")
 
     if tensor.elements:
         yield from each(piece, range(0, len(table), step))
+
+
+def _screened(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
+    try:
+        return pack_q4_dithered(values)
+    except InvalidFormat as error:
+        raise InvalidFormat(f"the tensor {name!r} cannot have a screen: {error.message}.") from None
 
 
 def _table(placed: Placed) -> tuple[NDArray[np.uint8], NDArray[np.intp] | None]:

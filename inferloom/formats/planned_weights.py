@@ -74,6 +74,7 @@ def _of_gguf(path: Path) -> Iterable[Stored]:
     """A file that was not converted yet."""
     from inferloom.formats import gguf_blocks, gguf_cache
     from inferloom.formats.gguf_file import GgufFile
+    from inferloom.formats.gguf_tensors import WHOLE
 
     found: dict[str, Stored] = {}
     for part in gguf_cache.parts(path):
@@ -81,13 +82,15 @@ def _of_gguf(path: Path) -> Iterable[Stored]:
             for tensor in file.tensors.values():
                 layout = gguf_blocks.layout_of(tensor.type)
                 shape = tuple(tensor.shape)
+                name = WHOLE.get(
+                    tensor.name, tensor.name
+                )  # by which packing knows embedding and output matrix
                 if layout.quantised and len(shape) == 2:
-                    found[tensor.name] = Stored(tensor.name, shape, layout=layout)
+                    found[name] = Stored(name, shape, layout=layout)
                 else:
-                    dtype = "F32" if layout.quantised else layout.name
-                    found[tensor.name] = Stored(tensor.name, shape, dtype)
+                    found[name] = Stored(name, shape, "F32" if layout.quantised else layout.name)
     yield from found.values()
-    head = found.get("output.weight") or found.get("token_embd.weight")
+    head = found.get("lm_head.weight") or found.get("model.embed_tokens.weight")
     screen = screen_of(head) if head is not None else None
     if screen is not None:
         yield screen

@@ -193,13 +193,17 @@ def _finite(values: Floats) -> Floats:
 
 def _half_above(values: Floats) -> NDArray[np.float16]:
     """The float16 that are not below."""
-    half = _half(values)
-    return np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+        return _reached(np.where(half < values, np.nextafter(half, np.float16(np.inf)), half))
 
 
 def _half(values: Floats) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
+        return _reached(values.astype(np.float16))
+
+
+def _reached(half: NDArray[np.float16]) -> NDArray[np.float16]:
     if not np.isfinite(half).all():
         raise InvalidFormat("the weights hold values that a scale in float16 cannot reach")
     return half

@@ -23,7 +23,8 @@ def is_screen(name: str) -> bool:
 
 
 def screen_of(head: Stored) -> Stored | None:
-    """The screen that is kept beside an output matrix. None where it would save little, or the layout has one in itself."""
+    """The screen that is kept beside an output matrix. None where it would save little, the layout has one in itself, or the
+    matrix has more columns than a dither is made for."""
     if head.layout is not Layout.Q8_32 or head.shape[1] > DITHERED:
         return None
     return Stored(name_of(head.name.removesuffix(".weight")), head.shape, layout=Layout.Q4_DITHERED)

@@ -144,6 +144,7 @@ def _load_decoder(
         stored=None if dtype == "auto" else _dtype(dtype, "dtype"),
         device=device,
         packed=why_not is None or by_operator,
+        screened=why_not is None,
     )
     weights = read_decoder(spec, reader, kernels)
     card = ModelCard(
@@ -156,6 +157,7 @@ def _load_decoder(
         vocab_size=spec.vocab_size,
         has_chat_template=_has_chat_template(checkpoint),
         weight_bytes=reader.weight_bytes,
+        # bounds say nothing about logits with a soft cap (`Decoder::may_screen` in csrc/decoder.cpp)
         token_bytes=token_bytes(weights, screened=why_not is None and spec.logit_soft_cap is None),
         page_size=PAGE_SIZE,
         kv_dtype=activation_dtype if kv_dtype == "auto" else kv_dtype,

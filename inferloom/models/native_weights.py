@@ -41,10 +41,7 @@ class NativeWeights:
         self.weights.norm = self._norm(weights.norm)
         self.weights.head = self._linear(weights.head)
         if weights.screen is not None:
-            screen = weights.screen
-            self.weights.screen = self._native.Linear(
-                int(screen.layout), *screen.shape, self._keep(screen.data), 0
-            )
+            self.weights.screen = self._matrix(weights.screen, None)
         self.spec = self._native_spec()
 
     def _native_spec(self) -> Any:

@@ -20,7 +20,8 @@ class TensorReader:
 
     `stored` is the dtype the operator asked the weights to have (None: the checkpoint's): values are rounded to it first;
     quantised matrices keep their grid. `packed`: the kernels read every layout, so `take_matrix` hands out what the file
-    has; otherwise quantised matrices are dequantised and floats converted.
+    has; otherwise quantised matrices are dequantised and floats converted. `screened`: the executor looks for the greatest
+    logit by a screen of the output matrix.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class TensorReader:
         device: torch.device,
         prefix: str = "",
         packed: bool = False,
+        screened: bool = False,
     ) -> None:
         self.parameters = 0
         self.weight_bytes = 0
@@ -41,6 +43,7 @@ class TensorReader:
         self._device = device
         self._prefix = prefix
         self._packed = packed
+        self._screened = screened
         self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -71,9 +74,9 @@ class TensorReader:
         return tensor
 
     def take_screen(self, head: str, rows: int, columns: int) -> PackedTensor | None:
-        """The screen of the output matrix `head`, if there is one and the kernels know what to do with it."""
+        """The screen of the output matrix `head`, if there is one and the executor wants it."""
         name = name_of(head)
-        if not self._packed or name not in self:
+        if not self._screened or name not in self:
             return None
         screen = self._tensors[self._prefix + name]
         fits = tuple(screen.shape) == (rows, columns)

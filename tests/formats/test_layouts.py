@@ -17,6 +17,7 @@ from inferloom.formats.interleaving import (
 from inferloom.formats.layout import Layout, packed_bytes, padded
 from inferloom.formats.layouts import PackedTensor, dequantise
 
+LAYOUTS = (*QUANTISED, Layout.Q4_DITHERED)
 ODD = ((16, 32), (1, 1), (17, 33), (37, 96), (48, 200), (100, 576), (5, 1000))
 
 
@@ -66,12 +67,15 @@ def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, c
         within = column % 64
         scale = half(block, 1024 + within // 32 * 32 + 2 * lane)
         return scale * (int(block[within // 4 * 64 + 4 * lane + within % 4]) - 128)
-    if layout in (Layout.Q4S_32, Layout.Q4Z_32):
+    if layout in (Layout.Q4S_32, Layout.Q4Z_32, Layout.Q4_DITHERED):
         block = raw[(row // 16 * -(-columns // 64) + column // 64) * 576 :]
         second, quad = column % 64 // 32, column % 32 // 4
         byte = int(block[256 * second + quad % 4 * 64 + 4 * lane + column % 4])
         nibble = byte >> 4 if quad >= 4 else byte & 15
         zero = int(block[512 + 32 * second + 2 * lane]) & 63
+        if layout is Layout.Q4_DITHERED:  # in the middle of the 16 steps where it may be
+            middle = 16 * nibble + 8 - 120 - dithered(column) / 16
+            return half(block, 512 + 32 * second + 2 * lane) * middle
         offset = -8 if layout is Layout.Q4S_32 else (zero - 62) / 4
         return half(block, 512 + 32 * second + 2 * lane) * (nibble + offset)
     block = raw[(row // 16 * -(-columns // 32) + column // 32) * 320 :]
@@ -82,7 +86,7 @@ def element(raw: np.ndarray, layout: Layout, shape: tuple[int, int], row: int, c
 
 
 @pytest.mark.parametrize("shape", ODD)
-@pytest.mark.parametrize("layout", QUANTISED)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_lie_where_the_document_says(layout: Layout, shape: tuple[int, int]) -> None:
     tensor = packed(gaussian(*shape), layout)
     values = dequantise(tensor)
@@ -95,7 +99,7 @@ def test_values_lie_where_the_document_says(layout: Layout, shape: tuple[int, in
 
 
 @pytest.mark.parametrize("shape", ODD)
-@pytest.mark.parametrize("layout", QUANTISED)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_sizes_are_multiples_of_64_and_padding_contributes_nothing(
     layout: Layout, shape: tuple[int, int]
 ) -> None:
@@ -108,11 +112,12 @@ def test_sizes_are_multiples_of_64_and_padding_contributes_nothing(
     if layout not in (
         Layout.Q4_32,
         Layout.Q4Z_32,
+        Layout.Q4_DITHERED,
     ):  # zero need not be a step: activations of zero meet it there
         assert not dequantise(whole)[:, columns:].any()
 
 
-@pytest.mark.parametrize("layout", QUANTISED)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_are_those_of_the_whole(layout: Layout) -> None:
     tensor = packed(gaussian(37, 100), layout)
     wanted = torch.tensor([36, 0, 5, 5, 16])

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from factories import gguf
 from factories.matrices import pack
+from gguf.constants import GGMLQuantizationType as Kind
 
 from inferloom.errors import InvalidFormat
 from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layouts import Layout, PackedTensor, dequantise
+from inferloom.formats.packed_file import Stored
+from inferloom.formats.prepare import prepare
+from inferloom.formats.screens import screen_of
 from inferloom.formats.weights import open_weights
 from inferloom.models.batch import RaggedBatch
+from inferloom.models.loader import load
 from inferloom.models.native import NativeDecoder
 
 from .test_decoder import prompt_of
@@ -22,7 +29,9 @@ Make = Callable[..., Checkpoint]
 VOCABULARY = 20_008  # not a multiple of 16
 
 
-def decoder(make: Make, scheme: str, *, outlier: float = 1.0, threads: int = 2) -> NativeDecoder:
+def decoder(
+    make: Make, scheme: str, *, outlier: float = 1.0, norm: float | None = None, threads: int = 2
+) -> NativeDecoder:
     """One whose output matrix is a screen or has one beside it."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 256}
     checkpoint = make("qwen3", dtype=torch.bfloat16, initializer_range=0.05, **sizes)
@@ -30,6 +39,8 @@ def decoder(make: Make, scheme: str, *, outlier: float = 1.0, threads: int = 2) 
     table = tensors["model.embed_tokens.weight"]
     assert isinstance(table, torch.Tensor)
     tensors["model.embed_tokens.weight"] = torch.cat((table[:, :1] * outlier, table[:, 1:]), dim=1)
+    if norm is not None:
+        tensors["model.norm.weight"] = torch.full((256,), norm, dtype=torch.bfloat16)
     found = packed(tensors, SCHEMES[scheme])
     head = found["model.embed_tokens.weight"]
     assert isinstance(head, PackedTensor)
@@ -42,9 +53,9 @@ def decoder(make: Make, scheme: str, *, outlier: float = 1.0, threads: int = 2) 
     return native
 
 
-def decodes(sequences: int, step: int) -> RaggedBatch:
+def decodes(sequences: int, step: int, *, vocabulary: int = VOCABULARY) -> RaggedBatch:
     """One row for each of some sequences, a page each, whose earlier rows were computed."""
-    ids = [(1 + sequence + 7 * step) % VOCABULARY for sequence in range(sequences)]
+    ids = [(1 + sequence + 7 * step) % vocabulary for sequence in range(sequences)]
     rows = list(range(sequences))
     tables = [[sequence] for sequence in rows]
     return RaggedBatch(ids, [step] * sequences, [*rows, sequences], [step + 1] * sequences, tables, rows)
@@ -118,6 +129,25 @@ def test_a_row_that_is_no_distribution_has_no_best(checkpoint_of: Make) -> None:
         assert native.forward(decodes(2, 0)).isnan().all()
 
 
+def test_a_row_that_is_no_distribution_has_no_best_beside_a_screen_either(checkpoint_of: Make) -> None:
+    native = decoder(checkpoint_of, "q8_0", norm=torch.nan)
+    assert native.forward_best(decodes(2, 0)) == [-1, -1]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_brings_the_screen_of_its_output_matrix(tied: bool, tmp_path: Path) -> None:
+    vocabulary = gguf.byte_vocabulary()
+    tensors = gguf.random_tensors(len(vocabulary.tokens), tied=tied)
+    path = gguf.write(tmp_path / "m.gguf", vocabulary=vocabulary, tensors=tensors, kind=Kind.Q8_0)
+    native = load(prepare(str(path)))
+    assert isinstance(native, NativeDecoder)
+    native.allocate_kv(4)
+    for step in range(8):
+        expected, found, computed = both(native, decodes(2, step, vocabulary=len(vocabulary.tokens)))
+        assert found == expected
+        assert step > 0 or computed < 1
+
+
 def test_the_last_row_of_a_prompt_is_looked_for_like_any_other(checkpoint_of: Make) -> None:
     native = decoder(checkpoint_of, "int4")
     prompt = prompt_of(40, 1)
@@ -126,6 +156,11 @@ def test_the_last_row_of_a_prompt_is_looked_for_like_any_other(checkpoint_of: Ma
     )
     assert found == expected
     assert computed < 1
+
+
+def test_no_screen_is_made_of_more_columns_than_there_is_a_dither_for() -> None:
+    assert screen_of(Stored("lm_head.weight", (64, 8192), layout=Layout.Q8_32)) is not None
+    assert screen_of(Stored("lm_head.weight", (64, 8224), layout=Layout.Q8_32)) is None
 
 
 @pytest.mark.parametrize("change", ["layout", "shape"])

@@ -86,7 +86,9 @@ def executors(checkpoint: Checkpoint, tensors: Tensors, *, threads: int = 2) -> 
     kernels, cpu = ReferenceKernels(), torch.device("cpu")
 
     def reader(source: Tensors, *, whole: bool) -> TensorReader:
-        return TensorReader(source, dtype=torch.float32, stored=None, device=cpu, packed=whole)
+        return TensorReader(
+            source, dtype=torch.float32, stored=None, device=cpu, packed=whole, screened=whole
+        )
 
     native = NativeDecoder(
         spec, read_decoder(spec, reader(tensors, whole=True), kernels), card=CARD, threads=threads
