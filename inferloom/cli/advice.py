@@ -20,6 +20,11 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     token_bytes: int | None = None  # of them, that one greedy token reads
     kind: str | None = None
 
+    @property
+    def read_bytes(self) -> int:
+        """What a token of one user reads of the weights, or all of them where that is not known."""
+        return self.token_bytes or self.weight_bytes
+
 
 def advice(machine: Machine, served: Sequence[Served] = ()) -> list[str]:
     """Sentences, the most important first; empty where there is nothing to do."""
@@ -71,7 +76,7 @@ def _of_models(machine: Machine, served: Sequence[Served]) -> Iterator[str]:
             and _is_float(model, machine)
         ):
             yield (
-                f'{model.id} reads {(model.token_bytes or model.weight_bytes) / 1e9:.2f} GB for every token: quantization = "int8" halves that, '
+                f'{model.id} reads {model.read_bytes / 1e9:.2f} GB for every token: quantization = "int8" halves that, '
                 '"int4" takes about a third (docs/models.md, Quantisation).'
             )
 

@@ -84,7 +84,7 @@ def _models(machine: Machine, served: list[Served]) -> list[str]:
         facts = [model.executor or "", f"{model.weight_bytes / 1e6:,.0f} MB"]
         if machine.limits is not None and model.kind == "generate":
             facts.append(
-                f"at most {machine.limits.read_bytes_per_second / (model.token_bytes or model.weight_bytes):,.0f} tokens/s for one user"
+                f"at most {machine.limits.read_bytes_per_second / model.read_bytes:,.0f} tokens/s for one user"
             )
         lines.append(f"  {model.id:<18}{', '.join(fact for fact in facts if fact)}")
     return ["", "models of the running server", *lines] if lines else []

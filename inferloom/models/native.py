@@ -84,26 +84,12 @@ class NativeDecoder(Executor):
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         self._prepare(batch)
-        self._decoder.step(
-            batch.token_ids,
-            batch.starts,
-            batch.context_lens,
-            batch.page_tables,
-            batch.logit_rows,
-            self._logits_address,
-        )
+        self._decoder.step(*_lists(batch), self._logits_address)
         return self._logits[: len(batch.logit_rows)]
 
     def forward_best(self, batch: RaggedBatch) -> list[int]:
         self._prepare(batch)
-        best: list[int] = self._decoder.best(
-            batch.token_ids,
-            batch.starts,
-            batch.context_lens,
-            batch.page_tables,
-            batch.logit_rows,
-            self._logits_address,
-        )
+        best: list[int] = self._decoder.best(*_lists(batch), self._logits_address)
         return best
 
     # --- what benchmarks and `doctor` ask ---------------------------------------------------------------------------
@@ -155,6 +141,11 @@ class NativeDecoder(Executor):
         for number, (rope, table) in enumerate(zip(self._ropes, self._tables, strict=True)):
             self._decoder.set_rope(number, table.data_ptr(), positions, rope.dim)
         self._positions = positions
+
+
+def _lists(batch: RaggedBatch) -> tuple[list[int], list[int], list[int], list[list[int]], list[int]]:
+    """What the extension reads of a batch, in its order."""
+    return batch.token_ids, batch.starts, batch.context_lens, batch.page_tables, batch.logit_rows
 
 
 def rope_table(rope: RopeSpec, positions: int) -> torch.Tensor:

@@ -15,12 +15,10 @@ from inferloom.formats.checkpoint import Checkpoint
 from inferloom.formats.layouts import Layout, PackedTensor
 from inferloom.formats.prepare import prepare
 from inferloom.formats.weights import open_weights
-from inferloom.kernels.native import library
 from inferloom.models.batch import Executor
 from inferloom.models.loader import load
 
 Make = Callable[..., Checkpoint]
-pytestmark = pytest.mark.skipif(not library.available(), reason="needs the native operators")
 
 
 def loaded(source: str, quantization: str = "none") -> tuple[int, dict[str, torch.Tensor | PackedTensor]]:
